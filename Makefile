@@ -1,0 +1,59 @@
+# `make demo` and `make test` work from a fresh clone; `make help` lists the rest.
+#
+# The constraints file holds the tested versions. For another build of torch (CUDA, ROCm, a newer release) copy it, edit the
+# copy and name it once: `make demo CONSTRAINTS=mine.txt`; later calls keep to it. `CONSTRAINTS=` installs without any.
+
+PYTHON ?= python3
+VENV ?= .venv
+TEST_JOBS ?= 2
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python -m
+EXTRAS := dev,dicom
+
+# the stamp records which constraints the environment was made with
+RECORDED := $(shell cat "$(STAMP)" 2>/dev/null)
+ifeq ($(origin CONSTRAINTS),undefined)
+CONSTRAINTS := $(if $(wildcard $(STAMP)),$(RECORDED),constraints.txt)
+else ifneq ($(CONSTRAINTS),$(RECORDED))
+$(STAMP): again
+endif
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: again clean demo format help install lint test types
+
+demo: $(STAMP)  ## generate a cohort, train both stages, evaluate and anonymise: everything lands in demo/
+	$(RUN) monai_anon demo --output demo
+
+test: $(STAMP)  ## run the tests (TEST_JOBS=2 at once; ARGS="tests/test_losses.py -k ssim" for some of them)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+
+lint: $(STAMP)  ## check style and format
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+types: $(STAMP)  ## check types
+	$(RUN) mypy
+
+format: $(STAMP)  ## repair style and format where that can be done safely
+	$(RUN) ruff check --fix .
+	$(RUN) ruff format .
+
+install: $(STAMP)  ## make the environment only
+	@echo "Ready: . $(VENV)/bin/activate"
+
+clean:  ## remove the environment, caches and the demo's output
+	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+help:  ## this list
+	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+# The stamp is written last, so an interrupted installation is taken up again by the next call.
+$(STAMP): setup.cfg pyproject.toml $(wildcard $(CONSTRAINTS))
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "Python >= 3.10 is needed: make ... PYTHON=python3.11")'
+	@rm -f $(STAMP)
+	@$(RUN) pip --version >/dev/null 2>&1 || { echo "Making $(VENV) ..."; $(PYTHON) -m venv $(VENV); }
+	@echo "Installing into $(VENV), a few minutes the first time ..."
+	$(RUN) pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[$(EXTRAS)]'
+	@echo '$(CONSTRAINTS)' > $(STAMP)
