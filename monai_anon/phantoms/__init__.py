@@ -1,0 +1,1 @@
+"""Generated cohorts whose identity, medical and residual factors are known exactly."""
