@@ -1,0 +1,147 @@
+"""Where a new identity latent comes from.
+
+An identity source maps real identity latents `(B, D)`, patient codes `(B,)` (-1 for a patient outside the gallery) and
+a generator to new identity latents `(B, D)`. Only the sources built on a VAE leave with a model; the averages need the
+gallery, which stays on site.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_anon.cohort import Cohort
+from monai_anon.networks import Disentangler, IdentityVAE
+
+IdentitySource = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Identity latents `(N, D)` of real images and their patients' codes `(N,)`: biometric data, never exported, logged
+    or shown.
+    """
+
+    identity: Tensor
+    patient: Tensor
+
+    def __repr__(self) -> str:
+        return f"Gallery({len(self.identity)} images of {len(self.patient.unique())} patients)"
+
+    def patient_means(self) -> tuple[Tensor, Tensor]:
+        """One mean latent `(P, D)` and its code `(P,)` per patient."""
+        codes, index = self.patient.unique(return_inverse=True)
+        sums = torch.zeros(len(codes), self.identity.shape[1]).index_add_(0, index, self.identity)
+        return sums / index.bincount(minlength=len(codes))[:, None], codes
+
+
+@torch.no_grad()
+def build_gallery(model: Disentangler, cohort: Cohort, batch_size: int = 256) -> Gallery:
+    """Identity latents of every image of a cohort, in memory only."""
+    training, device = model.training, next(model.parameters()).device
+    model.eval()
+    latents = []
+    for rows in torch.arange(len(cohort)).split(batch_size):
+        latents.append(model.encode(cohort.batch(rows)["image"].to(device)).identity.float().cpu())
+    model.train(training)
+    return Gallery(torch.cat(latents), torch.as_tensor(cohort.patient))
+
+
+@dataclass(frozen=True)
+class SampledIdentities:
+    """The paper's source: the VAE's decoder on N(0, 1) codes (section 3.2). Plain or with privacy loss is a matter of
+    its training.
+    """
+
+    vae: IdentityVAE
+
+    @torch.no_grad()
+    def __call__(self, identity: Tensor, patient: Tensor, generator: torch.Generator) -> Tensor:
+        z = torch.randn(len(identity), self.vae.latent_size, generator=generator)
+        return self.vae.eval().decode(z.to(identity.device))
+
+
+@dataclass(frozen=True)
+class AveragedIdentities:
+    """Mean of `k` random training patients' identities, the original patient's excluded (Table 3); `k=None` averages
+    all of them.
+    """
+
+    gallery: Gallery
+    k: int | None = None
+    unit: bool = True
+
+    def __call__(self, identity: Tensor, patient: Tensor, generator: torch.Generator) -> Tensor:
+        means, codes = self.gallery.patient_means()
+        if self.k is not None and not 1 <= self.k < len(codes):
+            raise ValueError(
+                f"averaging {self.k} identities: it must be from 1 to {len(codes) - 1}, the patients less one"
+            )
+        others = patient.cpu()[:, None] != codes
+        if self.k is not None:
+            chance = torch.rand(others.shape, generator=generator).masked_fill(~others, -1.0)
+            others = torch.zeros_like(others).scatter_(1, chance.topk(self.k, dim=1).indices, True)
+        share = others.float() / others.sum(1, keepdim=True)
+        mean = (share @ means).to(identity.device)
+        return F.normalize(mean, dim=1) * math.sqrt(mean.shape[1]) if self.unit else mean
+
+
+@dataclass(frozen=True)
+class GaussianIdentities:
+    """Independent normal directions on the encoder's sphere: no model of real identities at all."""
+
+    def __call__(self, identity: Tensor, patient: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.randn(identity.shape, generator=generator).to(identity.device)
+        return F.normalize(drawn, dim=1) * math.sqrt(drawn.shape[1])
+
+
+class IdentityPairs:
+    """Batches for stage 2: `identity` `(B, D)` of random images and `other` `(B, D)` of random other patients, from a
+    gallery.
+
+    Batch `i` is a pure function of the seed and `i`, so that a resumed training goes on exactly; `start` is the next
+    iteration.
+    """
+
+    def __init__(self, gallery: Gallery, batch_size: int = 256, batches: int = 50, seed: int = 0):
+        if len(gallery.patient.unique()) < 2:
+            raise ValueError("the identity VAE needs at least two patients")
+        self.gallery, self.batch_size, self.batches, self.seed, self.start = gallery, batch_size, batches, seed, 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        while True:
+            generator = torch.Generator().manual_seed(self.seed * 10_000_019 + self.start)
+            self.start += 1
+            rows = torch.randint(len(self.gallery.identity), (self.batch_size,), generator=generator)
+            other = torch.randint(len(self.gallery.identity), (self.batch_size,), generator=generator)
+            # Another patient: step on through a fixed order until the code differs.
+            while bool((clash := self.gallery.patient[rows] == self.gallery.patient[other]).any()):
+                other = torch.where(clash, (other + 1) % len(self.gallery.identity), other)
+            yield {"identity": self.gallery.identity[rows], "other": self.gallery.identity[other]}
+
+
+class FrozenEncoderError(ValueError):
+    """Stage 2 was started without stage 1's networks, or with other ones."""
+
+
+def load_disentangler(model: Disentangler, path: str, command: str) -> nn.Module:
+    """Stage 1's weights into `model`; a missing file names the command that makes it."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise FrozenEncoderError(
+            f"{path} is missing: stage 2 needs the networks of stage 1. Run first: {command}"
+        ) from error
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise FrozenEncoderError(
+            f"{path} does not fit these networks; give the sizes and latent lengths it was trained with: {error}"
+        ) from error
+    return model.eval().requires_grad_(False)

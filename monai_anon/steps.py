@@ -1,0 +1,597 @@
+"""One training iteration per stage, written as the algorithm is: networks and a batch in, named unweighted loss terms
+out.
+
+A step knows no files, no logging and no epochs. `progress` in [0, 1] is the share of the training done: schedules are
+functions of it and an iteration's randomness is seeded by the trainer, so a resumed run repeats the uninterrupted one.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from monai_anon import losses
+from monai_anon.networks import Discriminator, Disentangler, IdentityVAE, LatentClassifier, Latents, Recogniser
+
+Batch = Mapping[str, Tensor]
+
+
+# ---- Optimisation, the same for every stage ----
+
+
+@dataclass(frozen=True)
+class Optimisation:
+    """Adam's settings. `lr` rises over `warmup` (share of the training) and falls by a half cosine to `final` times
+    itself.
+
+    `warmup=0, final=1` keeps it constant (the paper). `clip` is the largest gradient norm (0: none), `ema` the
+    averaging factor a step (0: no average), `bf16` runs the networks in bfloat16 under autocast.
+    """
+
+    lr: float = 2e-3
+    warmup: float = 0.02
+    final: float = 0.02
+    clip: float = 5.0
+    ema: float = 0.995
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    bf16: bool = False
+
+    def factor(self, progress: float) -> float:
+        """Learning rate over `lr` at `progress` in [0, 1]."""
+        if progress < self.warmup:
+            return (progress + 1e-3) / (self.warmup + 1e-3)
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def bf16_pays(device: torch.device | str) -> bool:
+    """Whether bfloat16 networks are faster than float32 on `device`: GPUs since Ampere, CPUs with AVX512-BF16."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
+
+
+class Updater:
+    """One Adam over some networks: learning-rate schedule, clipping, gradients over ranks, exponential average."""
+
+    def __init__(self, modules: Iterable[nn.Module], optimisation: Optimisation, averaged: nn.Module | None = None):
+        self.parameters = [p for module in modules for p in module.parameters()]
+        self.settings = optimisation
+        self.optimizer = torch.optim.AdamW(
+            self.parameters,
+            lr=optimisation.lr,
+            betas=optimisation.betas,
+            weight_decay=optimisation.weight_decay,
+            foreach=True,
+        )
+        self.average: AveragedModel | None = None
+        if averaged is not None and optimisation.ema > 0:
+            decay = get_ema_multi_avg_fn(optimisation.ema)
+            self.average = AveragedModel(averaged, multi_avg_fn=decay, use_buffers=True).requires_grad_(False).eval()
+        self.averaged = averaged
+
+    @property
+    def smoothed(self) -> nn.Module:
+        """The exponential average of the averaged network, or the network itself."""
+        if self.average is not None:
+            return self.average.module
+        if self.averaged is None:
+            raise ValueError("this updater averages no network")
+        return self.averaged
+
+    def update(self, loss: Tensor, progress: float) -> None:
+        """Backward and one Adam step at the schedule's learning rate."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.lr * self.settings.factor(progress)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        average_gradients(self.parameters)
+        if self.settings.clip > 0:
+            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
+        self.optimizer.step()
+        if self.average is not None and self.averaged is not None:
+            self.average.update_parameters(self.averaged)
+
+    def state_dict(self) -> dict[str, Any]:
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        return state | ({"average": self.average.state_dict()} if self.average is not None else {})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def average_gradients(parameters: list[nn.Parameter]) -> None:
+    """Mean of the gradients over all ranks by one flat all-reduce; nothing to do in a single process.
+
+    In place of DistributedDataParallel, which forbids what these steps do: several networks, several passes, parts
+    frozen in between.
+    """
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return
+    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([g.flatten() for g in grads])
+    dist.all_reduce(flat)
+    for p, g in zip(parameters, (flat / dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
+        p.grad = g.view_as(p)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[nn.Module]:
+    """The network as a fixed function: gradients pass through to its input, none reach its weights."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
+    try:
+        yield network
+    finally:
+        for p in trainable:
+            p.requires_grad_(True)
+
+
+# ---- Identity objectives: Siamese or multi-class is one injected object ----
+
+
+class IdentityObjective(Protocol):
+    """What makes the identity latent hold the identity: latents of the three images and the batch to one scalar."""
+
+    needs_target: ClassVar[bool]  # whether I_tar must be encoded for it
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SiameseIdentity:
+    """Eq. 6 (paper) with its margin."""
+
+    margin: float = 0.1
+    needs_target: ClassVar[bool] = True
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
+        assert z_tar is not None
+        return losses.siamese_loss(z_ori.identity, z_same.identity, z_tar.identity, batch["has_same"], self.margin)
+
+
+@dataclass(frozen=True)
+class ContrastiveIdentity:
+    """Ours: supervised contrastive loss over the batch's patients."""
+
+    temperature: float = 0.1
+    needs_target: ClassVar[bool] = False
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
+        return losses.contrastive_loss(
+            z_ori.identity, z_same.identity, batch["patient_ori"], batch["has_same"], self.temperature
+        )
+
+
+@dataclass(frozen=True)
+class ClassifiedIdentity:
+    """Eq. 2 (paper), identity part: cross-entropy of C_id over the training patients."""
+
+    classifier: LatentClassifier
+    needs_target: ClassVar[bool] = False
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
+        return losses.classification_loss(self.classifier(z_ori.identity), batch["patient_ori"])
+
+
+# ---- Stage 1: disentanglement ----
+
+SWAP_TERMS = ("disentanglement", "swap_finding", "feature_matching")
+TERMS = ("medical", "identity", "adversarial", "ssim", "psnr", "pixel", "medical_rate", "residual_rate", *SWAP_TERMS)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything of stage 1 that a person tunes.
+
+    Args:
+        weights: a weight for each loss term used (`TERMS`); a term without a weight, or with 0, is not computed.
+        noise: standard deviation of the Gaussian noise on each latent before decoding.
+        swaps: the latents that are replaced (i in Eq. 1).
+        every_swap: make every swap of every image (the paper); else each image takes one, in turn.
+        swaps_from: share of the training after which the swap terms join.
+        noisy_swaps: noise also on swapped latents (ours), or in the reconstruction only (the authors' code).
+        identity_from_same: decode with the identity of another image of the same patient.
+        free_cycle: let Eq. 1 move its targets and the encoder on generated images (the paper), or only the decoder
+            (ours).
+        alpha: Eq. 3's PSNR normalisation, dB.
+    """
+
+    weights: Mapping[str, float]
+    noise: Mapping[str, float] = field(default_factory=dict)
+    swaps: tuple[str, ...] = Latents._fields
+    every_swap: bool = False
+    swaps_from: float = 0.0
+    noisy_swaps: bool = True
+    identity_from_same: bool = True
+    free_cycle: bool = False
+    alpha: float = 48.0
+
+    def __post_init__(self) -> None:
+        for name, given, known in (
+            ("weights", self.weights, TERMS),
+            ("noise", self.noise, Latents._fields),
+            ("swaps", self.swaps, Latents._fields),
+        ):
+            unknown = sorted(set(given) - set(known))
+            if unknown:
+                raise ValueError(f"recipe {name}: unknown {unknown}; known are {list(known)}")
+            negative = [key for key in given if isinstance(given, Mapping) and given[key] < 0]
+            if negative:
+                raise ValueError(f"recipe {name}: {negative} are negative; they must be 0 or more")
+        if not self.swaps and any(self.weights.get(term, 0) > 0 for term in SWAP_TERMS):
+            raise ValueError(f"recipe swaps is empty; the terms {list(SWAP_TERMS)} need one of {list(Latents._fields)}")
+
+    def active(self, progress: float) -> set[str]:
+        """Names of the terms with a weight at this point of the training."""
+        return {t for t, w in self.weights.items() if w > 0 and (t not in SWAP_TERMS or progress >= self.swaps_from)}
+
+
+Segment = tuple[str, slice, slice]
+"""One kind of swap: the swapped latent's name, its rows in the batch, its rows among the generated images."""
+
+
+class DisentanglementStep:
+    """Eq. 1-4 and 6: one discriminator step (where its term has a weight), one encoder-decoder step.
+
+    Args:
+        model: the networks under training.
+        recipe: terms, weights and switches.
+        optimisation: Adam's settings, the same for the discriminator.
+        identity_objective: Siamese, contrastive or multi-class.
+        discriminator: needed when `adversarial` has a weight.
+        recogniser: needed when `swap_finding` or `feature_matching` has a weight; fitted before, frozen here.
+    """
+
+    def __init__(
+        self,
+        model: Disentangler,
+        recipe: Recipe,
+        optimisation: Optimisation,
+        identity_objective: IdentityObjective,
+        discriminator: Discriminator | None = None,
+        recogniser: Recogniser | None = None,
+    ):
+        weighted = {t for t, w in recipe.weights.items() if w > 0}
+        if "adversarial" in weighted and discriminator is None:
+            raise ValueError("the term 'adversarial' has a weight but no discriminator is given")
+        if weighted & {"swap_finding", "feature_matching"} and recogniser is None:
+            raise ValueError("the terms 'swap_finding' and 'feature_matching' need a recogniser, or weight 0")
+        self.model, self.recipe, self.identity_objective = model, recipe, identity_objective
+        self.discriminator = discriminator if "adversarial" in weighted else None
+        self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
+        self.updater = Updater([model], optimisation, averaged=model)
+        self.discriminator_updater = Updater([self.discriminator], optimisation) if self.discriminator else None
+        self.bf16 = optimisation.bf16
+
+    def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Named unweighted terms (detached scalars) and statistics of the latents (`latent/...`)."""
+        self.model.train()
+        active = self.recipe.active(progress)
+        swapping = bool(active & set(SWAP_TERMS))
+
+        # Encode the images of every pair, decode reconstructions and swaps together.
+        i_real, z_ori, z_same, z_tar = self.encode_pairs(
+            batch, with_target=swapping or self.identity_objective.needs_target
+        )
+        source = self.sources(z_ori, z_same)
+        swapped, segments = self.swap(source, z_tar) if swapping and z_tar is not None else (None, [])
+        i_rec, i_gen = self.decode(source, swapped)
+
+        # The discriminator moves first: its update in place would spoil a graph that already runs through it.
+        moved = {}
+        if self.discriminator is not None:
+            moved["discriminator"] = self.discriminator_step(i_real, i_rec.detach(), progress)
+
+        # Eq. 2 or 6 and Eq. 3 on the reconstructions.
+        terms = self.classification_terms(active, z_ori, z_same, z_tar, batch)
+        terms |= self.realism_terms(active, i_real, i_rec)
+
+        # Eq. 1 and our swap terms on the swapped images.
+        if z_tar is not None and segments:
+            terms |= self.swap_terms(active, i_gen, z_ori, z_tar, segments, batch, (i_real, i_rec))
+
+        statistics = latent_statistics(z_ori, z_same, batch["patient_ori"], batch["has_same"])
+        self.updater.update(losses.weighted_sum(terms, self.recipe.weights), progress)
+        return {name: value.detach() for name, value in (terms | moved | statistics).items()}
+
+    def run(self, network: Callable[..., Any], *inputs: Any) -> Any:
+        """A network under autocast; losses stay in float32."""
+        with torch.autocast(inputs[0][0].device.type, torch.bfloat16, enabled=self.bf16):
+            return network(*inputs)
+
+    def encode_pairs(self, batch: Batch, with_target: bool) -> tuple[Tensor, Latents, Latents, Latents | None]:
+        """The images to reconstruct, and the latents of I_ori, I_same and, where needed, I_tar by one encoder call."""
+        images = [batch["i_ori"], batch["i_same"]] + ([batch["i_tar"]] if with_target else [])
+        z = self.run(self.model.encoder, torch.cat(images))
+        parts = [Latents(*rows) for rows in zip(*(latent.chunk(len(images)) for latent in z), strict=True)]
+        i_real = torch.cat(images[:2]) if self.recipe.identity_from_same else images[0]
+        return i_real, parts[0], parts[1], parts[2] if with_target else None
+
+    def sources(self, z_ori: Latents, z_same: Latents) -> Latents:
+        """What is decoded to reconstruct: I_ori and I_same, each with the other's identity (ours), or I_ori as it is
+        (the paper).
+        """
+        if not self.recipe.identity_from_same:
+            return z_ori
+        crossed = z_ori._replace(identity=z_same.identity), z_same._replace(identity=z_ori.identity)
+        return Latents(*(torch.cat(pair) for pair in zip(*crossed, strict=True)))
+
+    def noisy(self, z: Latents) -> Latents:
+        return Latents(
+            *(
+                latent + self.recipe.noise.get(name, 0.0) * torch.randn_like(latent)
+                if self.recipe.noise.get(name, 0.0) > 0
+                else latent
+                for name, latent in z._asdict().items()
+            )
+        )
+
+    def swap(self, source: Latents, z_tar: Latents) -> tuple[Latents, list[Segment]]:
+        """Replace one latent of each image by the target's; `every_swap`, or each image one swap in turn."""
+        size = len(z_tar.identity)
+        source = take(source, slice(0, size))
+        if self.recipe.every_swap:
+            rows = [slice(0, size)] * len(self.recipe.swaps)
+        else:
+            edges = torch.linspace(0, size, len(self.recipe.swaps) + 1).round().int().tolist()
+            rows = [slice(a, b) for a, b in zip(edges, edges[1:], strict=False)]
+        parts, segments, start = [], [], 0
+        for name, r in zip(self.recipe.swaps, rows, strict=True):
+            if r.start == r.stop:  # fewer images than swaps: the mean over no image is NaN
+                continue
+            mixed = source._replace(**{name: getattr(z_tar, name)})
+            parts.append(Latents(*(latent[r] for latent in mixed)))
+            segments.append((name, r, slice(start, start + r.stop - r.start)))
+            start += r.stop - r.start
+        return Latents(*(torch.cat(latent) for latent in zip(*parts, strict=True))), segments
+
+    def decode(self, source: Latents, swapped: Latents | None) -> tuple[Tensor, Tensor]:
+        """Reconstructions `(B, ...)` and swapped images `(G, ...)` by one decoder call."""
+        z = self.noisy(source)
+        if swapped is not None:
+            extra = self.noisy(swapped) if self.recipe.noisy_swaps else swapped
+            z = Latents(*(torch.cat(pair) for pair in zip(z, extra, strict=True)))
+        images = self.run(self.model.decoder, z)
+        return images[: len(source.identity)], images[len(source.identity) :]
+
+    def classification_terms(
+        self, active: set[str], z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch
+    ) -> dict[str, Tensor]:
+        encoded = [(z_ori, "ori"), (z_same, "same")] + ([(z_tar, "tar")] if z_tar is not None else [])
+        terms = {}
+        if "medical" in active:
+            logits = self.model.medical_classifier(torch.cat([z.medical for z, _ in encoded]))
+            label = torch.cat([batch[f"finding_{which}"] for _, which in encoded])
+            terms["medical"] = losses.classification_loss(logits, label)
+        if "identity" in active:
+            terms["identity"] = self.identity_objective(z_ori, z_same, z_tar, batch)
+        for name in ("medical", "residual"):
+            if f"{name}_rate" in active:
+                latent = torch.cat([getattr(z, name) for z, _ in encoded])
+                terms[f"{name}_rate"] = losses.rate_loss(latent, self.recipe.noise.get(name, 0.0))
+        return terms
+
+    def realism_terms(self, active: set[str], i_ori: Tensor, i_rec: Tensor) -> dict[str, Tensor]:
+        terms = {}
+        if "ssim" in active:
+            terms["ssim"] = losses.ssim_loss(i_ori, i_rec)
+        if "psnr" in active:
+            terms["psnr"] = losses.psnr_loss(i_ori, i_rec, self.recipe.alpha)
+        if "pixel" in active:
+            terms["pixel"] = losses.pixel_loss(i_ori, i_rec)
+        if "adversarial" in active and self.discriminator is not None:
+            with frozen(self.discriminator) as discriminator:
+                terms["adversarial"] = losses.adversarial_loss(self.run(discriminator, losses.augment(i_rec)))
+        return terms
+
+    def discriminator_step(self, i_ori: Tensor, i_rec: Tensor, progress: float) -> Tensor:
+        """The discriminator's side of Eq. 3 on the images the decoder has just made."""
+        assert self.discriminator is not None and self.discriminator_updater is not None
+        images = losses.augment(torch.cat([i_ori, i_rec]))
+        real, generated = self.run(self.discriminator, images).chunk(2)
+        loss = losses.discriminator_loss(real, generated)
+        self.discriminator_updater.update(loss, progress)
+        return loss
+
+    def swap_terms(
+        self,
+        active: set[str],
+        i_gen: Tensor,
+        z_ori: Latents,
+        z_tar: Latents,
+        segments: list[Segment],
+        batch: Batch,
+        reconstructed: tuple[Tensor, Tensor],
+    ) -> dict[str, Tensor]:
+        terms: dict[str, Tensor] = {}
+        if "disentanglement" in active:
+            terms["disentanglement"] = self.cycle(i_gen, z_ori, z_tar, segments)
+        if self.recogniser is not None and active & {"swap_finding", "feature_matching"}:
+            terms |= self.finding_terms(active, i_gen, segments, batch, *reconstructed)
+        return terms
+
+    def cycle(self, i_gen: Tensor, z_ori: Latents, z_tar: Latents, segments: list[Segment]) -> Tensor:
+        """Eq. 1 over the swaps; the encoder is a fixed function of generated images unless `free_cycle`."""
+        if self.recipe.free_cycle:
+            z_gen = self.run(self.model.encoder, i_gen)
+        else:
+            with frozen(self.model.encoder) as encoder:
+                z_gen = self.run(encoder, i_gen)
+            z_ori, z_tar = (Latents(*(latent.detach() for latent in z)) for z in (z_ori, z_tar))
+        return torch.stack(
+            [
+                losses.disentanglement_loss(take(z_ori, rows), take(z_tar, rows), take(z_gen, made), name)
+                for name, rows, made in segments
+            ]
+        ).sum()
+
+    def finding_terms(
+        self, active: set[str], i_gen: Tensor, segments: list[Segment], batch: Batch, i_real: Tensor, i_rec: Tensor
+    ) -> dict[str, Tensor]:
+        """The recogniser must see in a generated image what it sees in the image whose medical latent was decoded."""
+        assert self.recogniser is not None
+        with torch.no_grad():
+            real = self.run(self.recogniser.features, torch.cat([i_real, batch["i_tar"]])).float()
+        ori, tar = real.split([len(i_real), len(batch["i_tar"])])
+        wanted = torch.cat([ori] + [(tar if name == "medical" else ori)[rows] for name, rows, _ in segments])
+        label = torch.cat(
+            [batch["finding_tar" if name == "medical" else "finding_ori"][rows] for name, rows, _ in segments]
+        )
+        seen = self.run(self.recogniser.features, torch.cat([i_rec, i_gen])).float()
+        terms = {}
+        if "feature_matching" in active:
+            terms["feature_matching"] = losses.feature_matching_loss(seen, wanted)
+        if "swap_finding" in active:
+            terms["swap_finding"] = losses.classification_loss(self.recogniser.classify(seen[len(i_rec) :]), label)
+        return terms
+
+    def parts(self) -> dict[str, Any]:
+        """Everything a checkpoint must hold."""
+        parts: dict[str, Any] = {"model": self.model, "updater": self.updater}
+        if self.discriminator is not None:
+            parts |= {"discriminator": self.discriminator, "discriminator_updater": self.discriminator_updater}
+        return parts
+
+
+def take(z: Latents, rows: slice) -> Latents:
+    """The rows of every latent."""
+    return Latents(*(latent[rows] for latent in z))
+
+
+def latent_statistics(
+    z_ori: Latents, z_same: Latents, patient: Tensor, has_same: Tensor, threshold: float = 0.05
+) -> dict[str, Tensor]:
+    """Standard deviation of each latent over the batch (mean over dimensions), and the paper's two hit rates at its
+    threshold.
+
+    A collapse shows here and not in the hit rate of the same patient alone: everything matches everything. The other
+    patient is the next one in the batch.
+    """
+    with torch.no_grad():
+        statistics = {f"latent/{name}_std": latent.std(0).mean() for name, latent in z_ori._asdict().items()}
+        same = losses.latent_distance(z_ori.identity, z_same.identity)
+        other = losses.latent_distance(z_ori.identity, z_ori.identity.roll(1, 0))
+        differs = patient != patient.roll(1, 0)
+        for name, distance, counted in (("same", same, has_same), ("other", other, differs)):
+            count = counted.sum().clamp_min(1)
+            statistics[f"latent/{name}_hit"] = ((distance < threshold) & counted).sum() / count
+            statistics[f"latent/{name}_distance"] = (distance * counted).sum() / count
+        return statistics
+
+
+# ---- Stage 2: synthetic identities ----
+
+VAE_TERMS = ("reconstruction", "kl", "entropy", "repulsion_original", "repulsion_other")
+
+
+class IdentityVAEStep:
+    """Eq. 5 (with `entropy`, which needs the identity classifier) or Eq. 7 (with the two repulsions) on fixed identity
+    latents.
+
+    A batch holds `identity` and `other` `(B, D)`: latents of real images and of random other patients. They are
+    biometric data and are only ever held in memory.
+    """
+
+    def __init__(
+        self,
+        vae: IdentityVAE,
+        weights: Mapping[str, float],
+        optimisation: Optimisation,
+        margin: float = 0.1,
+        identity_classifier: LatentClassifier | None = None,
+    ):
+        unknown = sorted(set(weights) - set(VAE_TERMS))
+        if unknown:
+            raise ValueError(f"weights of the identity VAE: unknown {unknown}; known are {list(VAE_TERMS)}")
+        if weights.get("entropy", 0) > 0 and identity_classifier is None:
+            raise ValueError("the term 'entropy' (Eq. 5) needs the multi-class identity classifier of stage 1")
+        self.vae, self.weights, self.margin = vae, weights, margin
+        self.identity_classifier = identity_classifier
+        self.updater = Updater([vae], optimisation, averaged=vae)
+
+    def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Named unweighted terms."""
+        self.vae.train()
+        identity, other = batch["identity"], batch["other"]
+        reconstruction, mean, log_variance = self.vae(identity)
+        sampled = self.vae.decode(torch.randn_like(mean))
+        makers: dict[str, Callable[[], Tensor]] = {
+            "reconstruction": lambda: losses.identity_reconstruction_loss(identity, reconstruction),
+            "kl": lambda: losses.kl_loss(mean, log_variance),
+            "entropy": lambda: losses.negative_entropy_loss(self.identity_logits(sampled)),
+            "repulsion_original": lambda: losses.repulsion_loss(identity, sampled, self.margin),
+            "repulsion_other": lambda: losses.repulsion_loss(other, sampled, self.margin),
+        }
+        terms = {name: makers[name]() for name, weight in self.weights.items() if weight > 0}
+        self.updater.update(losses.weighted_sum(terms, self.weights), progress)
+        return {name: value.detach() for name, value in terms.items()} | {
+            "latent/sampled_std": sampled.detach().std(0).mean()
+        }
+
+    def identity_logits(self, identity: Tensor) -> Tensor:
+        if self.identity_classifier is None:
+            raise ValueError("the term 'entropy' (Eq. 5) needs the multi-class identity classifier of stage 1")
+        with frozen(self.identity_classifier) as classifier:
+            return classifier(identity)
+
+    def parts(self) -> dict[str, Any]:
+        """Everything a checkpoint must hold."""
+        return {"vae": self.vae, "updater": self.updater}
+
+
+# ---- Recognisers: the guide of stage 1, and the judges ----
+
+
+class RecogniserStep:
+    """One network, one objective: `objective(network, batch)` returns named unweighted terms that are summed.
+
+    The guide of stage 1 is fitted on the finding; judges bring their own networks and objectives.
+    """
+
+    def __init__(
+        self, network: nn.Module, objective: Callable[[nn.Module, Batch], dict[str, Tensor]], optimisation: Optimisation
+    ):
+        self.network, self.objective = network, objective
+        self.updater = Updater([network], optimisation, averaged=network)
+        self.bf16 = optimisation.bf16
+
+    def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
+        """Named unweighted terms."""
+        self.network.train()
+        with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.bf16):
+            terms = self.objective(self.network, batch)
+        self.updater.update(torch.stack(list(terms.values())).sum(), progress)
+        return {name: value.detach() for name, value in terms.items()}
+
+    def parts(self) -> dict[str, Any]:
+        """Everything a checkpoint must hold."""
+        return {"network": self.network, "updater": self.updater}
+
+
+def finding_objective(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    """Cross-entropy of the finding on both images of a pair, slightly shifted and exposed otherwise (see `jitter`)."""
+    images = jitter(torch.cat([batch["i_ori"], batch["i_tar"]]))
+    label = torch.cat([batch["finding_ori"], batch["finding_tar"]])
+    return {"finding": losses.classification_loss(network(images).float(), label)}
+
+
+def jitter(images: Tensor, shift: int = 4, contrast: float = 0.15, noise: float = 0.02) -> Tensor:
+    """Training-time nuisance: one whole-pixel shift a batch, gain and offset a picture, a little noise; no flips (side
+    matters).
+    """
+    offsets = torch.randint(-shift, shift + 1, (2,)).tolist()
+    rolled = torch.roll(images, offsets, dims=(2, 3))
+    gain, offset = (torch.rand(2, len(images), 1, 1, 1, device=images.device) * 2 - 1).unbind(0)
+    changed = rolled * (1 + contrast * gain) + contrast * offset
+    return changed + noise * torch.randn_like(images)

@@ -1,0 +1,138 @@
+"""The contract of an anonymizer, held by every one of them, and the file that leaves the hospital."""
+
+import pytest
+import torch
+from tiny import LATENT_SIZES, SIZE, tiny_cohort, tiny_disentangler
+
+from monai_anon.anonymizers import LatentSwapAnonymizer, ModelFile
+from monai_anon.handlers import save_weights
+from monai_anon.identities import build_gallery
+from monai_anon.networks import IdentityVAE
+
+NOISE_SIZE = 5
+
+
+def latent_swap(norm="group", unit_identity=True):
+    torch.manual_seed(0)
+    model = tiny_disentangler(norm=norm, unit_identity=unit_identity)
+    return LatentSwapAnonymizer(model, IdentityVAE(LATENT_SIZES[0], NOISE_SIZE, 16, unit_identity=unit_identity))
+
+
+@pytest.fixture(params=["ours", "authors"])
+def anonymizer(request):
+    return latent_swap() if request.param == "ours" else latent_swap("batch", unit_identity=False).eval()
+
+
+@pytest.fixture
+def image():
+    return torch.rand(4, 1, SIZE, SIZE) * 2 - 1
+
+
+def noise(count=4, seed=1):
+    return torch.randn(count, NOISE_SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- The contract ----
+
+
+def test_shape_type_and_range_are_kept(anonymizer, image):
+    anonymizer.eval()
+    given = anonymizer(image)
+    assert given.shape == image.shape and given.dtype == image.dtype
+    assert torch.isfinite(given).all() and given.abs().max() <= 1
+
+
+def test_the_input_is_not_touched(anonymizer, image):
+    kept = image.clone()
+    anonymizer.eval()(image)
+    assert torch.equal(image, kept)
+
+
+def test_a_seed_makes_it_repeatable_and_no_seed_draws_anew(anonymizer, image):
+    anonymizer.eval()
+    torch.manual_seed(3)
+    first = anonymizer(image)
+    assert not torch.equal(anonymizer(image), first)
+    torch.manual_seed(3)
+    assert torch.equal(anonymizer(image), first)
+
+
+def test_with_noise_given_an_image_does_not_depend_on_its_batch(anonymizer, image):
+    anonymizer.eval()
+    together = anonymizer(image, noise())
+    for row in range(4):
+        alone = anonymizer(image[row : row + 1], noise()[row : row + 1])
+        torch.testing.assert_close(together[row : row + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_noise_makes_the_identity_and_only_that(anonymizer, image):
+    anonymizer.eval()
+    seen = []
+    anonymizer.disentangler.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    first, other = anonymizer(image, noise(seed=1)), anonymizer(image, noise(seed=2))
+    z = anonymizer.disentangler.encode(image)
+    assert not torch.equal(first, other)
+    for decoded, seed in zip(seen, (1, 2)):
+        torch.testing.assert_close(decoded.identity, anonymizer.identity_vae.decode(noise(seed=seed)))
+        torch.testing.assert_close(decoded.medical, z.medical)
+        torch.testing.assert_close(decoded.residual, z.residual)
+
+
+def test_the_original_identity_does_not_reach_the_result(anonymizer, image):
+    anonymizer.eval()
+    encoder = anonymizer.disentangler.encoder
+    first = anonymizer(image, noise())
+    encoder.register_forward_hook(lambda _, __, z: z._replace(identity=z.identity + 100))
+    assert torch.equal(anonymizer(image, noise()), first)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_it_can_be_scripted_saved_and_loaded(anonymizer, image, tmp_path):
+    anonymizer.eval()
+    torch.jit.script(anonymizer).save(tmp_path / "model.ts")
+    loaded = torch.jit.load(tmp_path / "model.ts")
+    torch.testing.assert_close(loaded(image, noise()), anonymizer(image, noise()))
+    assert loaded(image).shape == image.shape
+
+
+# ---- The file ----
+
+
+@pytest.fixture
+def files(tmp_path):
+    trained = latent_swap().eval()
+    save_weights(trained.disentangler.state_dict(), tmp_path / "disentangler.pt")
+    save_weights(trained.identity_vae.state_dict(), tmp_path / "identity_vae.pt")
+    sources = str(tmp_path / "disentangler.pt"), str(tmp_path / "identity_vae.pt")
+    return trained, ModelFile(*sources, str(tmp_path / "models" / "model.pt"))
+
+
+def test_the_model_file_loads_into_an_anonymizer(files, image):
+    trained, file = files
+    path = file.write()
+    torch.manual_seed(99)
+    fresh = LatentSwapAnonymizer(tiny_disentangler(), IdentityVAE(LATENT_SIZES[0], NOISE_SIZE, 16)).eval()
+    assert not torch.equal(fresh(image, noise()), trained(image, noise()))
+    fresh.load_state_dict(torch.load(path, weights_only=True))
+    assert torch.equal(fresh(image, noise()), trained(image, noise()))
+
+
+def test_the_model_file_holds_the_networks_and_nothing_else(files):
+    trained, file = files
+    gallery = build_gallery(trained.disentangler, tiny_cohort(10, 5))
+    state = torch.load(file.write(), weights_only=True)
+    assert set(state) == set(trained.state_dict())
+    assert all(type(tensor) is torch.Tensor and not tensor.requires_grad for tensor in state.values())
+    latents = {tuple(row.tolist()) for row in gallery.identity}
+    for tensor in state.values():
+        if tensor.ndim == 2 and tensor.shape[1] == gallery.identity.shape[1]:
+            assert not latents & {tuple(row.tolist()) for row in tensor}
+    assert file.path.stat().st_size < 2 * sum(tensor.numel() * 4 for tensor in state.values()) + 2**16
+
+
+def test_a_missing_stage_is_named(files, tmp_path):
+    _, file = files
+    (tmp_path / "identity_vae.pt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"identity_vae\.pt"):
+        file.write()
+    assert not file.path.exists()

@@ -1,0 +1,277 @@
+"""Shapes and laws of the networks for every size, colour and normalisation; the authors' widths; TorchScript."""
+
+import json
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import LATENT_SIZES, SIZE, tiny_disentangler
+from torch import nn
+
+from monai_anon.anonymizers import LatentSwapAnonymizer
+from monai_anon.networks import (
+    Decoder,
+    Discriminator,
+    Disentangler,
+    Encoder,
+    IdentityVAE,
+    LatentClassifier,
+    Latents,
+    Recogniser,
+    normalisation,
+)
+
+
+def random_latents(count, sizes=LATENT_SIZES):
+    return Latents(*(torch.randn(count, size) for size in sizes))
+
+
+# ---- Shapes ----
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [32, 64, 96, 128, 256])
+def test_shapes_at_every_size(size, channels):
+    encoder, decoder = (
+        Encoder(size, channels, (4, 4, 8), LATENT_SIZES),
+        Decoder(size, channels, (8, 4, 4), LATENT_SIZES),
+    )
+    image = torch.rand(2, channels, size, size) * 2 - 1
+    with torch.no_grad():
+        z = encoder(image)
+        drawn = decoder(z)
+        assert isinstance(z, Latents) and [latent.shape for latent in z] == [(2, length) for length in LATENT_SIZES]
+        assert drawn.shape == image.shape and drawn.abs().max() <= 1
+        assert Discriminator(size, channels, (4, 4, 8))(image).shape == (2,)
+        assert Recogniser(channels, 3, (4, 4, 8))(image).shape == (2, 3)
+
+
+@pytest.mark.parametrize("norm", ["group", "batch", "none"])
+@pytest.mark.parametrize("pooling", ["flatten", "average"])
+def test_every_normalisation_and_pooling_trains(norm, pooling):
+    encoder = Encoder(32, 1, (4, 8), LATENT_SIZES, norm=norm, pooling=pooling, dropout=0.5)
+    decoder = Decoder(32, 1, (8, 4), LATENT_SIZES, norm=norm)
+    discriminator = Discriminator(32, 1, (4, 8), norm=norm)
+    discriminator(decoder(encoder(torch.rand(2, 1, 32, 32)))).sum().backward()
+    for network in (encoder, decoder, discriminator):
+        assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+    assert encoder.stem[1].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("film", "canvas", "head"), [(True, 2, 4), (False, 0, 4), (True, 1, 2), (False, 3, 1)])
+def test_decoder_variants_have_the_image_shape(film, canvas, head):
+    decoder = Decoder(32, 3, (8, 4), LATENT_SIZES, head=head, film=film, canvas=canvas)
+    assert decoder(random_latents(2)).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("network", [Encoder, Decoder])
+def test_the_defaults_have_about_two_million_parameters(network):
+    assert 1.8e6 < sum(p.numel() for p in network().parameters()) < 2.3e6
+
+
+@pytest.mark.parametrize("stem", [2, 4])
+def test_the_first_and_the_last_pixel_reach_the_latents(stem):
+    encoder = Encoder(32, 1, (4, 8), LATENT_SIZES, stem=stem)
+    image = torch.rand(1, 1, 32, 32, requires_grad=True)
+    encoder(image).medical.sum().backward()
+    assert (image.grad != 0).all()
+
+
+# ---- Sizes and names that do not fit ----
+
+
+@pytest.mark.parametrize(("network", "name"), [(Encoder, "encoder"), (Decoder, "decoder"), (Discriminator, "discrim")])
+@pytest.mark.parametrize("size", [40, 8])
+def test_a_size_that_does_not_fit_is_named_with_what_would(network, name, size):
+    with pytest.raises(ValueError, match=rf"{name}.*image_size is {size}; it must be a multiple of 16"):
+        network(size=size, widths=(4, 4, 4))
+
+
+def test_the_multiple_that_an_error_names_does_fit():
+    for network in (Encoder, Decoder, Discriminator):
+        network(size=16, widths=(4, 4, 4))
+        network(size=48, widths=(4, 4, 4))
+
+
+def test_unknown_normalisation_and_wrong_number_of_latents_are_named():
+    with pytest.raises(ValueError, match=r"'layer'.*'group', 'batch' or 'none'"):
+        normalisation("layer", 8)
+    with pytest.raises(ValueError, match="2 entries; it needs 3"):
+        Encoder(32, latent_sizes=(8, 4))
+
+
+# ---- Identity on the sphere ----
+
+
+def test_identity_lies_on_the_sphere_or_not_as_asked():
+    image = torch.rand(3, 1, SIZE, SIZE)
+    on = Encoder(SIZE, 1, (4, 8), LATENT_SIZES)(image)
+    radius = math.sqrt(LATENT_SIZES[0])
+    torch.testing.assert_close(on.identity.norm(dim=1), torch.full((3,), radius))
+    off = Encoder(SIZE, 1, (4, 8), LATENT_SIZES, unit_identity=False)(image)
+    for z in (off.identity, on.medical, on.residual):
+        assert (z.norm(dim=1) - radius).abs().min() > 1e-3
+
+
+def test_identity_vae_answers_on_the_sphere_and_draws_in_training_and_after():
+    vae = IdentityVAE(8, 4, 16).eval()
+    identity = torch.randn(5, 8)
+    reconstruction, mean, log_variance = vae(identity)
+    assert reconstruction.shape == (5, 8) and mean.shape == log_variance.shape == (5, 4)
+    torch.testing.assert_close(reconstruction.norm(dim=1), torch.full((5,), math.sqrt(8.0)))
+    assert not torch.equal(vae(identity)[0], reconstruction)
+    torch.testing.assert_close(vae(identity)[1], mean)
+    free = IdentityVAE(8, 4, 16, unit_identity=False).eval().decode(torch.randn(5, 4))
+    assert (free.norm(dim=1) - math.sqrt(8.0)).abs().min() > 1e-3
+
+
+def test_identity_vae_variance_cannot_overflow():
+    vae = IdentityVAE(8, 4, 16)
+    assert vae.encode(1e8 * torch.randn(5, 8))[1].abs().max() <= 10
+
+
+@pytest.mark.parametrize("network", [IdentityVAE(8, 4, 16).encoder, LatentClassifier(4, 3, 16)])
+def test_perceptrons_have_one_hidden_and_one_dropout_layer(network):
+    kinds = [type(layer) for layer in network]
+    assert kinds.count(nn.Linear) == 2 and kinds.count(nn.Dropout) == 1
+
+
+# ---- The canvas ----
+
+
+def pose_for(shift):
+    """The pose that the soft bound turns into this shift."""
+    return 0.4 * math.atanh(shift / 0.4)
+
+
+def test_zero_pose_on_a_canvas_of_the_image_size_is_the_identity():
+    drawn = torch.rand(2, 1, SIZE, SIZE)
+    placed = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=1).place(drawn, torch.zeros(2, 4))
+    torch.testing.assert_close(placed, drawn, atol=1e-5, rtol=0)
+
+
+def test_zero_pose_on_a_double_canvas_averages_its_pixels():
+    drawn = torch.rand(2, 1, 2 * SIZE, 2 * SIZE)
+    placed = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=2).place(drawn, torch.zeros(2, 4))
+    torch.testing.assert_close(placed, F.avg_pool2d(drawn, 2), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_a_shift_moves_by_its_share_of_the_side(axis):
+    drawn = torch.rand(1, 1, SIZE, SIZE)
+    pose = torch.zeros(1, 4)
+    pose[0, axis] = pose_for(3 * 2 / SIZE)
+    placed = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=1).place(drawn, pose)
+    dim = 3 - axis
+    torch.testing.assert_close(placed.narrow(dim, 0, SIZE - 3), drawn.narrow(dim, 3, SIZE - 3), atol=1e-4, rtol=0)
+
+
+def test_zoom_enlarges_rotation_turns_and_no_pose_is_absurd():
+    decoder = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=1)
+    ramp = torch.linspace(-1, 1, SIZE).expand(1, 1, SIZE, SIZE)
+    zoomed = decoder.place(ramp, torch.tensor([[0.0, 0.0, pose_for(math.log(0.8)), 0.0]]))
+    torch.testing.assert_close(zoomed, 0.8 * ramp, atol=1e-4, rtol=0)
+    angle = 0.2
+    turned = decoder.place(ramp, torch.tensor([[0.0, 0.0, 0.0, pose_for(angle)]]))
+    centre = slice(SIZE // 2 - 4, SIZE // 2 + 4)
+    expected = math.cos(angle) * ramp - math.sin(angle) * ramp.mT
+    torch.testing.assert_close(turned[..., centre, centre], expected[..., centre, centre], atol=1e-4, rtol=0)
+    wild = decoder.place(ramp, torch.tensor([[1e6, 0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(wild[0, 0, 0, 0], torch.tensor(-1 + 0.4 * SIZE / (SIZE - 1)), atol=2e-2, rtol=0)
+
+
+def test_pose_is_read_from_the_residual_latent_alone():
+    decoder = Decoder(SIZE, 1, (8, 4), LATENT_SIZES)
+    z = Latents(*(latent.requires_grad_() for latent in random_latents(2)))
+    decoder.pose(z.residual).sum().backward()
+    assert decoder.pose.in_features == LATENT_SIZES[2]
+    assert z.identity.grad is None and z.medical.grad is None
+
+
+# ---- Disentangler ----
+
+
+def test_disentangler_is_its_parts():
+    model = tiny_disentangler(patients=5).eval()
+    image = torch.rand(2, 1, SIZE, SIZE)
+    z = model.encode(image)
+    torch.testing.assert_close(model(image), model.decode(z))
+    torch.testing.assert_close(model.classify(z.medical), model.medical_classifier(z.medical))
+    assert model.identity_classifier(z.identity).shape == (2, 5)
+
+
+def test_images_of_a_batch_do_not_influence_each_other():
+    model = tiny_disentangler().eval()
+    image = torch.rand(3, 1, SIZE, SIZE)
+    torch.testing.assert_close(model(image)[:1], model(image[:1]), atol=1e-5, rtol=0)
+
+
+def test_recogniser_classifies_its_features():
+    network = Recogniser(1, 2, (4, 8, 8, 8)).eval()
+    image = torch.rand(2, 1, 64, 64)
+    features = network.features(image)
+    assert features.shape == (2, 8, 4, 4)
+    torch.testing.assert_close(network(image), network.classify(features))
+
+
+# ---- The authors' widths ----
+
+
+@pytest.fixture(scope="module")
+def paper(root):
+    config = json.loads((root / "bundles/chest/configs/paper.json").read_text())
+
+    def arguments(prefix):
+        return {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
+
+    return config, arguments
+
+
+def test_the_authors_widths_build_and_run_at_64_pixels(paper):
+    config, arguments = paper
+    sizes = config["latent_sizes"]
+    discriminator = {k: v for k, v in config["train#step#discriminator"].items() if k in ("widths", "stem", "norm")}
+    model = Disentangler(
+        Encoder(64, 1, latent_sizes=sizes, **arguments("network_def#encoder#")),
+        Decoder(64, 1, latent_sizes=sizes, **arguments("network_def#decoder#")),
+        LatentClassifier(sizes[1], 2),
+    ).eval()
+    image = torch.rand(1, 1, 64, 64)
+    with torch.no_grad():
+        assert [latent.shape[1] for latent in model.encode(image)] == sizes == [512, 512, 512]
+        assert model(image).shape == image.shape
+        assert Discriminator(64, 1, **discriminator).eval()(image).shape == (1,)
+
+
+# ---- TorchScript ----
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder"),
+    [
+        ({}, {}),
+        (
+            {"norm": "batch", "pooling": "average", "unit_identity": False, "dropout": 0.5, "stem": 2},
+            {"norm": "batch", "film": False, "canvas": 0, "head": 1},
+        ),
+    ],
+    ids=["ours", "authors"],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_anonymizer_equals_the_eager_one(encoder, decoder):
+    model = Disentangler(
+        Encoder(SIZE, 1, (4, 8), LATENT_SIZES, **encoder),
+        Decoder(SIZE, 1, (8, 4), LATENT_SIZES, **decoder),
+        LatentClassifier(LATENT_SIZES[1], 2),
+    )
+    vae = IdentityVAE(LATENT_SIZES[0], 5, 16, unit_identity=encoder.get("unit_identity", True))
+    anonymizer = LatentSwapAnonymizer(model, vae).eval()
+    scripted = torch.jit.script(anonymizer)
+    image, noise = torch.rand(2, 1, SIZE, SIZE) * 2 - 1, torch.randn(2, 5)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(image, noise), anonymizer(image, noise))
+        torch.manual_seed(3)
+        drawn = scripted(image)
+        torch.manual_seed(3)
+        torch.testing.assert_close(drawn, anonymizer(image))

@@ -1,0 +1,616 @@
+"""A step adds up exactly the terms that have a weight, swaps the right latents, and repeats itself."""
+
+import json
+import math
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest
+import torch
+from tiny import LATENT_SIZES, SIZE, pair_batch, tiny_discriminator, tiny_disentangler, tiny_recogniser
+from torch import nn
+
+from monai_anon import losses
+from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recogniser
+from monai_anon.steps import (
+    SWAP_TERMS,
+    TERMS,
+    VAE_TERMS,
+    ClassifiedIdentity,
+    ContrastiveIdentity,
+    DisentanglementStep,
+    IdentityVAEStep,
+    Optimisation,
+    Recipe,
+    RecogniserStep,
+    SiameseIdentity,
+    Updater,
+    bf16_pays,
+    finding_objective,
+    frozen,
+    jitter,
+    latent_statistics,
+)
+
+ALL = {term: 0.1 * (number + 1) for number, term in enumerate(TERMS)}
+NOISE = {"identity": 0.1, "medical": 0.2, "residual": 0.3}
+
+
+def make_step(recipe=None, identity=None, optimisation=None, model=None, **parts):
+    """A step with a discriminator and a recogniser, from the same weights each time."""
+    torch.manual_seed(0)
+    model = model or tiny_disentangler()
+    parts = {"discriminator": tiny_discriminator(), "recogniser": tiny_recogniser()} | parts
+    optimisation = optimisation or Optimisation(lr=1e-3)
+    return DisentanglementStep(
+        model, recipe or Recipe(ALL, NOISE), optimisation, identity or SiameseIdentity(), **parts
+    )
+
+
+class Recorder:
+    """In place of an updater: keeps the loss and leaves the networks as they are."""
+
+    def update(self, loss, progress):
+        self.loss = float(loss.detach())
+
+
+def total_and_terms(recipe, progress=0.5, **options):
+    """The loss that would be minimised, and what the step returns, always from the same weights and random numbers."""
+    step = make_step(recipe, **options)
+    step.updater, step.discriminator_updater = Recorder(), Recorder()
+    torch.manual_seed(1)
+    terms = step(pair_batch(), progress)
+    return step.updater.loss, terms
+
+
+@contextmanager
+def counted(*modules):
+    """Forward calls of each module."""
+    calls = [0] * len(modules)
+
+    def count(index):
+        def hook(*_):
+            calls[index] += 1
+
+        return hook
+
+    handles = [module.register_forward_hook(count(index)) for index, module in enumerate(modules)]
+    yield calls
+    for handle in handles:
+        handle.remove()
+
+
+# ---- What is refused ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"weights": {"sim": 1.0}}, r"weights: unknown \['sim'\].*'ssim'"),
+        ({"weights": {}, "noise": {"medicine": 0.1}}, r"noise: unknown \['medicine'\].*'medical'"),
+        ({"weights": {}, "swaps": ("identity", "pose")}, r"swaps: unknown \['pose'\].*'residual'"),
+        ({"weights": {"ssim": -1.0}}, r"weights: \['ssim'\] are negative"),
+        ({"weights": {}, "noise": {"medical": -0.1}}, r"noise: \['medical'\] are negative"),
+        ({"weights": {"disentanglement": 1.0}, "swaps": ()}, "swaps is empty"),
+    ],
+)
+def test_recipe_refuses_unknown_names_and_negative_numbers(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
+
+
+@pytest.mark.parametrize("term", ["adversarial", "swap_finding", "feature_matching"])
+def test_a_weighted_term_needs_its_network(term):
+    with pytest.raises(ValueError, match=term):
+        make_step(Recipe({term: 1.0}), discriminator=None, recogniser=None)
+    make_step(Recipe({term: 0.0, "ssim": 1.0}), discriminator=None, recogniser=None)
+
+
+def test_identity_vae_step_refuses_unknown_terms_and_entropy_without_classifier():
+    with pytest.raises(ValueError, match=r"unknown \['repulsion'\].*'repulsion_other'"):
+        IdentityVAEStep(IdentityVAE(8, 4, 16), {"repulsion": 1.0}, Optimisation())
+    with pytest.raises(ValueError, match=r"'entropy'.*needs the multi-class identity classifier"):
+        IdentityVAEStep(IdentityVAE(8, 4, 16), {"entropy": 1.0}, Optimisation())
+
+
+# ---- Eq. 4: each term once, with its weight ----
+
+
+@pytest.mark.parametrize("every_swap", [False, True])
+@pytest.mark.parametrize("identity_from_same", [False, True])
+def test_the_loss_is_the_weighted_sum_of_the_returned_terms(every_swap, identity_from_same):
+    recipe = Recipe(ALL, NOISE, every_swap=every_swap, identity_from_same=identity_from_same)
+    total, terms = total_and_terms(recipe)
+    assert set(TERMS) < set(terms)
+    assert total == pytest.approx(sum(ALL[term] * float(terms[term]) for term in TERMS), rel=1e-5)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_a_weight_moves_the_loss_by_its_term_once(term):
+    before, terms = total_and_terms(Recipe(ALL, NOISE))
+    after, _ = total_and_terms(Recipe(ALL | {term: ALL[term] + 0.5}, NOISE))
+    assert abs(float(terms[term])) > 1e-3
+    assert after - before == pytest.approx(0.5 * float(terms[term]), rel=1e-3, abs=1e-5)
+
+
+def test_with_the_papers_weights_the_loss_is_equations_3_4_and_6(root):
+    config = json.loads((root / "bundles/chest/configs/paper.json").read_text())
+    switches = ("every_swap", "noisy_swaps", "identity_from_same", "free_cycle", "alpha")
+    recipe = Recipe(config["weights"], config["noise"], **{name: config[f"train#recipe#{name}"] for name in switches})
+    total, t = total_and_terms(recipe, recogniser=None)
+    lambda_med, lambda_id, lambda_r, lambda_d = 5, 5, 1, 5  # section 4.2, chest
+    expected = lambda_med * t["medical"] + lambda_id * t["identity"]
+    expected += lambda_r * (t["adversarial"] + t["ssim"] + t["psnr"]) + lambda_d * t["disentanglement"]
+    assert total == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_the_papers_terms_are_those_of_a_slow_reference():
+    recipe = Recipe(
+        {"medical": 1.0, "identity": 1.0, "ssim": 1.0, "psnr": 1.0, "disentanglement": 1.0},
+        every_swap=True,
+        identity_from_same=False,
+        free_cycle=True,
+    )
+    step = make_step(recipe, model=tiny_disentangler(dropout=0.0))
+    step.updater = Recorder()
+    batch = pair_batch()
+    terms = step(batch, 0.0)
+    model = step.model.eval()
+    with torch.no_grad():
+        z_ori, z_tar, z_same = (model.encode(batch[f"i_{which}"]) for which in ("ori", "tar", "same"))
+        cycle = 0.0
+        for row in range(6):
+            ori, tar = (Latents(*(latent[row : row + 1] for latent in z)) for z in (z_ori, z_tar))
+            for name in Latents._fields:
+                wanted = ori._replace(**{name: getattr(tar, name)})
+                again = model.encode(model.decode(wanted))
+                cycle += sum(float((a - b).square().mean()) for a, b in zip(again, wanted)) / 6
+        encoded = [(z, batch[f"finding_{which}"]) for z, which in ((z_ori, "ori"), (z_tar, "tar"), (z_same, "same"))]
+        medical = [losses.classification_loss(model.classify(z.medical), finding) for z, finding in encoded]
+        i_rec = model(batch["i_ori"])
+        expected = {
+            "disentanglement": cycle,
+            "medical": sum(medical) / 3,
+            "identity": losses.siamese_loss(z_ori.identity, z_same.identity, z_tar.identity, batch["has_same"]),
+            "ssim": losses.ssim_loss(batch["i_ori"], i_rec),
+            "psnr": losses.psnr_loss(batch["i_ori"], i_rec),
+        }
+    for name, value in expected.items():
+        assert float(terms[name]) == pytest.approx(float(value), rel=1e-4), name
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_weight_0_costs_nothing(term):
+    needed = {"adversarial": 0, "swap_finding": 1, "feature_matching": 1}
+    without = ALL | {term: 0.0}
+    if term in ("swap_finding", "feature_matching"):
+        without |= {"swap_finding": 0.0, "feature_matching": 0.0}
+    step = make_step(Recipe(without, NOISE))
+    networks = [step.discriminator or tiny_discriminator(), step.recogniser.body]
+    with counted(*networks) as calls:
+        terms = step(pair_batch(), 0.5)
+    assert term not in terms
+    assert ("discriminator" in terms) == (term != "adversarial")
+    if term in needed:
+        assert calls[needed[term]] == 0
+        assert calls[1 - needed[term]] > 0
+
+
+def test_a_discriminator_without_weight_is_dropped_and_not_kept_in_checkpoints():
+    step = make_step(Recipe({"ssim": 1.0}))
+    assert step.discriminator is None and set(step.parts()) == {"model", "updater"}
+    assert set(make_step().parts()) == {"model", "updater", "discriminator", "discriminator_updater"}
+
+
+def test_without_swap_terms_nothing_is_swapped_or_encoded_for_it():
+    step = make_step(Recipe({"ssim": 1.0, "medical": 1.0}), identity=ContrastiveIdentity())
+    rows = []
+    handles = [
+        network.register_forward_hook(
+            lambda _, inputs, __: rows.append(len(inputs[0][0] if isinstance(inputs[0], Latents) else inputs[0]))
+        )
+        for network in (step.model.encoder, step.model.decoder)
+    ]
+    step(pair_batch(), 0.5)
+    for handle in handles:
+        handle.remove()
+    assert rows == [12, 12]  # I_ori and I_same, encoded and decoded once
+
+
+def test_swap_terms_join_after_their_share_of_the_training():
+    step = make_step(Recipe(ALL, NOISE, swaps_from=0.4))
+    assert not set(SWAP_TERMS) & set(step(pair_batch(), 0.39))
+    assert set(SWAP_TERMS) <= set(step(pair_batch(), 0.4))
+
+
+# ---- Swaps ----
+
+
+def marked(count, value):
+    """Latents whose every number tells the image: value + row."""
+    rows = torch.arange(count)[:, None] + value
+    return Latents(*(rows.expand(-1, size).float() for size in LATENT_SIZES))
+
+
+@pytest.mark.parametrize("every_swap", [True, False])
+@pytest.mark.parametrize("size", [2, 6, 7])
+def test_swapped_latents_come_from_the_target_and_the_others_from_the_original(every_swap, size):
+    step = make_step(Recipe(ALL, every_swap=every_swap))
+    source, z_tar = marked(2 * size, 0), marked(size, 100)  # the second half of the source is I_same
+    mixed, segments = step.swap(source, z_tar)
+    made = []
+    for name, rows, place in segments:
+        for row, generated in zip(range(size)[rows], range(len(mixed.identity))[place], strict=True):
+            for latent in Latents._fields:
+                assert (getattr(mixed, latent)[generated] == row + (100 if latent == name else 0)).all()
+            made.append((name, row))
+    assert len(made) == len(mixed.identity) == len(set(made))
+    if every_swap:
+        assert set(made) == {(name, row) for name in Latents._fields for row in range(size)}
+    else:
+        assert sorted(row for _, row in made) == list(range(size))
+        assert all(rows.stop > rows.start for _, rows, _ in segments)
+
+
+def test_fewer_images_than_swaps_give_finite_terms():
+    batch = {name: value[:2] for name, value in pair_batch().items()}
+    terms = make_step()(batch, 0.5)
+    assert all(math.isfinite(float(terms[term])) for term in TERMS)
+
+
+def test_only_the_named_latents_are_swapped():
+    step = make_step(Recipe(ALL, swaps=("medical",)))
+    _, segments = step.swap(marked(6, 0), marked(6, 100))
+    assert [(name, rows) for name, rows, _ in segments] == [("medical", slice(0, 6))]
+
+
+def test_identity_from_same_crosses_the_two_images_of_a_patient():
+    z_ori, z_same = marked(3, 0), marked(3, 50)
+    crossed = make_step(Recipe(ALL, identity_from_same=True)).sources(z_ori, z_same)
+    assert crossed.identity[:, 0].tolist() == [50, 51, 52, 0, 1, 2]
+    for latent in (crossed.medical, crossed.residual):
+        assert latent[:, 0].tolist() == [0, 1, 2, 50, 51, 52]
+    plain = make_step(Recipe(ALL, identity_from_same=False)).sources(z_ori, z_same)
+    assert all(torch.equal(a, b) for a, b in zip(plain, z_ori))
+
+
+@pytest.mark.parametrize("identity_from_same", [True, False])
+def test_what_is_reconstructed_is_compared_with_its_own_image(identity_from_same):
+    step = make_step(Recipe({"ssim": 1.0}, identity_from_same=identity_from_same), identity=ContrastiveIdentity())
+    batch = pair_batch()
+    i_real, z_ori, z_same, z_tar = step.encode_pairs(batch, with_target=True)
+    wanted = [batch["i_ori"], batch["i_same"]] if identity_from_same else [batch["i_ori"]]
+    assert torch.equal(i_real, torch.cat(wanted))
+    model = step.model.eval()
+    for z, which in ((z_ori, "ori"), (z_same, "same"), (z_tar, "tar")):
+        torch.testing.assert_close(z.residual, model.encode(batch[f"i_{which}"]).residual, atol=1e-5, rtol=0)
+
+
+def test_noise_is_added_where_it_is_asked_for():
+    z = Latents(*(torch.zeros(4000, size) for size in LATENT_SIZES))
+    noisy = make_step(Recipe(ALL, {"medical": 0.2})).noisy(z)
+    assert noisy.identity is z.identity and noisy.residual is z.residual
+    assert float(noisy.medical.std()) == pytest.approx(0.2, rel=0.05)
+
+
+@pytest.mark.parametrize("noisy_swaps", [True, False])
+def test_swapped_latents_are_noisy_if_so_asked(noisy_swaps):
+    step = make_step(Recipe(ALL, NOISE, noisy_swaps=noisy_swaps))
+    decoded = []
+    step.model.decoder.register_forward_hook(lambda _, inputs, __: decoded.append(inputs[0]))
+    step.decode(marked(4, 0), marked(4, 0))
+    assert (decoded[0].medical[4:] != marked(4, 0).medical).any() == noisy_swaps
+    assert (decoded[0].medical[:4] != marked(4, 0).medical).any()
+
+
+# ---- Gradients ----
+
+
+def test_frozen_leaves_no_gradient_on_the_network_and_passes_it_to_the_input():
+    network = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1))
+    network[0].bias.requires_grad_(False)
+    x = torch.randn(2, 3, requires_grad=True)
+    with frozen(network) as fixed:
+        y = fixed(x).sum()
+    y.backward()
+    assert x.grad.abs().sum() > 0 and all(p.grad is None for p in network.parameters())
+    assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
+    with pytest.raises(ZeroDivisionError), frozen(network):
+        _ = 1 / 0
+    assert [p.requires_grad for p in network.parameters()] == [True, False, True, True]
+
+
+def cycle_gradients(free_cycle):
+    """Which of encoder, decoder and latents Eq. 1 moves, given generated images that come from the decoder."""
+    step = make_step(Recipe({"disentanglement": 1.0}, free_cycle=free_cycle))
+    z_ori, z_tar = (Latents(*(latent.requires_grad_() for latent in marked(6, value))) for value in (0.0, 1.0))
+    fixed = (Latents(*(latent.detach() for latent in z)) for z in (z_ori, z_tar))
+    mixed, segments = step.swap(*fixed)
+    step.cycle(step.model.decode(mixed), z_ori, z_tar, segments).backward()
+    model = step.model
+    moved = [
+        any(p.grad is not None and p.grad.abs().sum() > 0 for p in net.parameters())
+        for net in (model.encoder, model.decoder)
+    ]
+    targets = any(latent.grad is not None for z in (z_ori, z_tar) for latent in z)
+    assert all(p.requires_grad for p in model.parameters())
+    return {"encoder": moved[0], "decoder": moved[1], "targets": targets}
+
+
+def test_cycle_moves_the_decoder_alone_unless_free():
+    assert cycle_gradients(False) == {"encoder": False, "decoder": True, "targets": False}
+    assert cycle_gradients(True) == {"encoder": True, "decoder": True, "targets": True}
+
+
+def test_the_discriminator_learns_from_its_own_step_alone():
+    step = make_step(Recipe({"adversarial": 1.0, "ssim": 1.0}))
+    seen = []
+    original = step.discriminator_updater.update
+    step.discriminator_updater.update = lambda loss, progress: (
+        seen.append(float(loss.detach())),
+        original(loss, progress),
+    )
+    before = [p.detach().clone() for p in step.discriminator.parameters()]
+    generator_update = step.updater.update
+
+    def update(loss, progress):
+        kept = [p.grad.clone() for p in step.discriminator.parameters()]
+        generator_update(loss, progress)
+        assert all(torch.equal(a, p.grad) for a, p in zip(kept, step.discriminator.parameters()))
+
+    step.updater.update = update
+    terms = step(pair_batch(), 0.5)
+    assert seen == [float(terms["discriminator"])]
+    assert any(not torch.equal(a, p) for a, p in zip(before, step.discriminator.parameters()))
+
+
+def test_the_recogniser_is_never_trained():
+    step = make_step()
+    before = {name: value.clone() for name, value in step.recogniser.state_dict().items()}
+    step(pair_batch(), 0.5)
+    assert not step.recogniser.training and not any(p.requires_grad for p in step.recogniser.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in step.recogniser.state_dict().items())
+
+
+def test_the_recogniser_wants_the_targets_finding_after_a_medical_swap_alone():
+    class Seeing(Recogniser):
+        """Sees the first pixel: feature maps and logits tell which image was looked at."""
+
+        def features(self, image):
+            return image[:, :, :1, :1]
+
+        def classify(self, features):
+            return torch.cat([-features[:, 0, :, 0], features[:, 0, :, 0]], 1) * 100
+
+    step = make_step(Recipe(ALL, every_swap=True, identity_from_same=False), recogniser=Seeing(1, 2, (4,)))
+    batch = pair_batch(2) | {"finding_ori": torch.tensor([0, 0]), "finding_tar": torch.tensor([1, 1])}
+    batch["i_ori"], batch["i_tar"] = -torch.ones(2, 1, SIZE, SIZE), torch.ones(2, 1, SIZE, SIZE)
+    _, segments = step.swap(marked(2, 0), marked(2, 0))
+    right = torch.cat([batch["i_tar" if name == "medical" else "i_ori"] for name, _, _ in segments])
+    good = step.finding_terms(set(TERMS), right, segments, batch, batch["i_ori"], batch["i_ori"])
+    assert float(good["swap_finding"]) == pytest.approx(0, abs=1e-5) and float(good["feature_matching"]) == 0
+    bad = step.finding_terms(set(TERMS), -right, segments, batch, batch["i_ori"], batch["i_ori"])
+    assert bad["swap_finding"] > 100 and bad["feature_matching"] > 1
+
+
+# ---- Identity objectives ----
+
+
+@pytest.mark.parametrize("objective", [SiameseIdentity(0.2), ContrastiveIdentity(0.5)])
+def test_identity_objectives_are_their_losses(objective):
+    batch = pair_batch()
+    z_ori, z_same, z_tar = (Latents(*(torch.randn(6, size) for size in LATENT_SIZES)) for _ in range(3))
+    if objective.needs_target:
+        expected = losses.siamese_loss(z_ori.identity, z_same.identity, z_tar.identity, batch["has_same"], 0.2)
+    else:
+        counted = batch["patient_ori"], batch["has_same"]
+        expected = losses.contrastive_loss(z_ori.identity, z_same.identity, *counted, 0.5)
+    assert torch.equal(objective(z_ori, z_same, z_tar, batch), expected)
+
+
+def test_multi_class_identity_trains_its_classifier():
+    model = tiny_disentangler(patients=4)
+    step = make_step(Recipe({"identity": 1.0}), ClassifiedIdentity(model.identity_classifier), model=model)
+    before = model.identity_classifier[0].weight.detach().clone()
+    terms = step(pair_batch(), 0.5)
+    assert float(terms["identity"]) == pytest.approx(math.log(4), rel=0.5)
+    assert not torch.equal(model.identity_classifier[0].weight, before)
+
+
+# ---- Statistics ----
+
+
+def test_latent_statistics_tell_a_collapse_from_an_identity():
+    patient, has_same = torch.arange(4), torch.tensor([True, True, True, False])
+    apart = Latents(torch.eye(4) * 2, torch.zeros(4, 2), torch.randn(4, 3))
+    healthy = latent_statistics(apart, apart, patient, has_same)
+    assert healthy["latent/same_hit"] == 1 and healthy["latent/other_hit"] == 0
+    assert healthy["latent/same_distance"] == 0 and healthy["latent/other_distance"] == 2
+    assert healthy["latent/identity_std"] == 1 and healthy["latent/medical_std"] == 0
+    collapsed = latent_statistics(Latents(*(0 * z for z in apart)), Latents(*(0 * z for z in apart)), patient, has_same)
+    assert collapsed["latent/same_hit"] == collapsed["latent/other_hit"] == 1
+
+
+def test_latent_statistics_count_no_neighbour_of_the_same_patient_and_no_missing_second_image():
+    z = Latents(torch.tensor([[0.0], [0.0], [1.0]]), torch.zeros(3, 1), torch.zeros(3, 1))
+    same = z._replace(identity=torch.tensor([[0.0], [1.0], [9.0]]))
+    found = latent_statistics(z, same, torch.tensor([0, 0, 1]), torch.tensor([True, True, False]))
+    assert found["latent/same_hit"] == 0.5 and found["latent/other_hit"] == 0  # pairs (0, 2) and (2, 1)
+    nobody = latent_statistics(z, same, torch.tensor([0, 0, 0]), torch.zeros(3, dtype=torch.bool))
+    assert nobody["latent/same_hit"] == nobody["latent/other_hit"] == 0
+
+
+# ---- Stage 2 and the recogniser ----
+
+
+def identity_batch(count=16):
+    return {"identity": torch.randn(count, 8), "other": torch.randn(count, 8)}
+
+
+@pytest.mark.parametrize("term", VAE_TERMS)
+def test_identity_vae_step_computes_each_weighted_term_once(term):
+    classifier = LatentClassifier(8, 5, 8)
+    weights = dict.fromkeys(VAE_TERMS, 0.3)
+
+    def total(weights):
+        torch.manual_seed(0)
+        step = IdentityVAEStep(IdentityVAE(8, 4, 16), weights, Optimisation(), 3.0, classifier.eval())
+        step.updater = Recorder()
+        return step.updater, step(identity_batch(), 0.0)
+
+    (before, terms), (after, _), (_, without) = (
+        total(weights),
+        total({**weights, term: 0.8}),
+        total(weights | {term: 0.0}),
+    )
+    assert before.loss == pytest.approx(sum(0.3 * float(terms[name]) for name in VAE_TERMS), rel=1e-5)
+    assert after.loss - before.loss == pytest.approx(0.5 * float(terms[term]), rel=1e-3, abs=1e-6)
+    assert abs(float(terms[term])) > 1e-4 and term not in without
+
+
+def test_identity_vae_step_repels_from_the_original_and_from_the_other():
+    weights = {"repulsion_original": 1.0, "repulsion_other": 1.0}
+    step = IdentityVAEStep(IdentityVAE(8, 4, 16), weights, Optimisation(), margin=1.0)
+    near, far = torch.full((4, 8), 0.1), torch.full((4, 8), 100.0)
+    step.vae.decode = lambda z: near.clone().requires_grad_()
+    for original, other in ((near, far), (far, near)):
+        terms = step({"identity": original, "other": other}, 0.0)
+        assert terms["repulsion_original"] == (original is near) and terms["repulsion_other"] == (other is near)
+
+
+def test_identity_vae_step_leaves_the_classifier_alone_and_keeps_nothing_but_the_vae():
+    classifier = LatentClassifier(8, 5, 8)
+    step = IdentityVAEStep(IdentityVAE(8, 4, 16), {"entropy": 1.0}, Optimisation(), identity_classifier=classifier)
+    step(identity_batch(), 0.0)
+    assert all(p.grad is None and p.requires_grad for p in classifier.parameters())
+    assert any(p.grad.abs().sum() > 0 for p in step.vae.decoder.parameters())
+    assert set(step.parts()) == {"vae", "updater"}
+
+
+def test_recogniser_step_learns_a_visible_finding():
+    torch.manual_seed(0)
+    step = RecogniserStep(Recogniser(1, 2, (16, 32)), finding_objective, Optimisation(lr=1e-2, warmup=0.0))
+    stripes = torch.ones(2, 1, SIZE, SIZE)
+    stripes[0, :, ::4] = stripes[0, :, 1::4] = stripes[1, ..., ::4] = stripes[1, ..., 1::4] = -1.0
+    batch = pair_batch()
+    batch |= {f"i_{which}": stripes[batch[f"finding_{which}"]] for which in ("ori", "tar")}
+    values = [float(step(batch, 0.1)["finding"]) for _ in range(40)]
+    assert values[0] > 0.5 and values[-1] < 0.15
+
+
+def test_jitter_keeps_the_side_and_moves_little():
+    image = torch.zeros(2, 1, SIZE, SIZE)
+    image[..., :12] = 1.0
+    for _ in range(20):
+        changed = jitter(image, noise=0.0)
+        bright = changed[..., 4:8].mean((1, 2, 3))
+        assert (bright > changed[..., 20:28].mean((1, 2, 3)) + 0.5).all()
+
+
+# ---- Optimisation ----
+
+
+def test_learning_rate_rises_then_falls_to_its_final_share():
+    schedule = Optimisation(warmup=0.1, final=0.02)
+    rising = [schedule.factor(p) for p in (0.0, 0.03, 0.06, 0.0999)]
+    falling = [schedule.factor(p) for p in (0.1, 0.3, 0.5, 0.9, 1.0)]
+    assert rising == sorted(rising) and 0 < rising[0] < 0.02 and rising[-1] == pytest.approx(1, abs=1e-2)
+    assert falling == sorted(falling, reverse=True) and falling[-1] == pytest.approx(0.02)
+    assert [replace(schedule, warmup=0.0, final=1.0).factor(p) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
+
+
+def test_updater_clips_and_uses_the_schedule():
+    network = nn.Linear(3, 1)
+    updater = Updater([network], Optimisation(lr=0.1, warmup=0.0, clip=0.5))
+    updater.update(1000 * network(torch.ones(4, 3)).sum(), 0.5)
+    norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
+    assert float(norm) == pytest.approx(0.5, rel=1e-3)
+    assert updater.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * Optimisation(warmup=0.0).factor(0.5))
+
+
+def test_average_is_exponential_and_starts_at_the_first_update():
+    network = nn.Linear(2, 1, bias=False)
+    updater = Updater([network], Optimisation(lr=0.1, warmup=0.0, ema=0.75), averaged=network)
+    expected = None
+    for _ in range(4):
+        updater.update(network(torch.ones(1, 2)).square().sum(), 0.0)
+        weight = network.weight.detach().clone()
+        expected = weight if expected is None else 0.75 * expected + 0.25 * weight
+    torch.testing.assert_close(updater.smoothed.weight, expected)
+    assert not updater.smoothed.weight.requires_grad and not torch.equal(expected, weight)
+
+
+def test_without_average_the_network_itself_is_kept():
+    network = nn.Linear(2, 1)
+    assert Updater([network], Optimisation(ema=0.0), averaged=network).smoothed is network
+    with pytest.raises(ValueError, match="averages no network"):
+        _ = Updater([network], Optimisation()).smoothed
+
+
+def test_average_holds_the_buffers_of_batch_normalisation_too():
+    model = tiny_disentangler(norm="batch")
+    step = make_step(Recipe({"ssim": 1.0}), optimisation=Optimisation(ema=0.75), model=model)
+    seen = []
+    for seed in (1, 2):
+        step(pair_batch(seed=seed), 0.5)
+        seen.append(model.encoder.final_norm.running_mean.clone())
+    averaged = step.updater.smoothed.encoder.final_norm.running_mean
+    torch.testing.assert_close(averaged, 0.75 * seen[0] + 0.25 * seen[1])
+
+
+def test_bf16_on_a_cpu_is_asked_of_the_cpu():
+    assert isinstance(bf16_pays("cpu"), bool)
+    assert bf16_pays("meta") is False
+
+
+def test_bf16_networks_give_float32_losses_near_the_exact_ones():
+    exact = make_step()(pair_batch(), 0.5)
+    torch.manual_seed(0)
+    rough = make_step(optimisation=Optimisation(lr=1e-3, bf16=True))(pair_batch(), 0.5)
+    for term in ("ssim", "psnr", "pixel", "medical"):
+        assert rough[term].dtype == torch.float32
+        assert float(rough[term]) == pytest.approx(float(exact[term]), rel=0.1)
+
+
+# ---- Three steps, to the digit ----
+
+GOLDEN = {
+    "medical": 0.6860052,
+    "identity": 0.2410096,
+    "medical_rate": 4.634612,
+    "residual_rate": 4.639945,
+    "ssim": 0.9937869,
+    "psnr": 0.7886325,
+    "pixel": 0.525839,
+    "adversarial": 0.7390485,
+    "disentanglement": 0.7742064,
+    "feature_matching": 1.260552,
+    "swap_finding": 1.030913,
+    "discriminator": 1.388222,
+    "latent/identity_std": 0.3400677,
+    "latent/medical_std": 0.169117,
+    "latent/residual_std": 0.1642955,
+    "latent/same_hit": 0,
+    "latent/same_distance": 0.2410096,
+    "latent/other_hit": 0,
+    "latent/other_distance": 0.3242055,
+}
+
+
+def three_steps():
+    step = make_step(Recipe(ALL, NOISE), model=None)
+    for iteration in range(3):
+        torch.manual_seed(10 + iteration)
+        terms = step(pair_batch(seed=iteration), iteration / 3)
+    return {name: float(value) for name, value in terms.items()}
+
+
+def test_three_steps_give_the_golden_scalars():
+    found = three_steps()
+    assert set(found) == set(GOLDEN)
+    for name, value in GOLDEN.items():
+        assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+
+
+def test_a_step_repeats_itself_exactly():
+    assert three_steps() == three_steps()
