@@ -1,0 +1,239 @@
+"""Rows, the one form of a measured value, and the paper's tables as pure functions of rows.
+
+A row is one figure with its interval and where it comes from; rows are kept as JSONL. `table_2` and `table_3` have the
+paper's columns first, by the model's own networks as the paper measures, then the same question put to the judges.
+The paper's printed chest figures stand beside ours, marked as from other data. pandas is imported when a table is made.
+
+Methods and metrics that the tables look for are what `monai_anon.evaluation.protocol` writes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+PAPER = "paper (CheXpert, other data)"
+JUDGES = "untouched images"
+EXPERIMENTS = ("reconstruction", "medical replacement", "identity replacement")
+
+# Column -> metric; first the paper's own measure, then that at an equal-error distance and the independent judges'.
+OWN_2 = {
+    "SSIM original": "ssim_original",
+    "SSIM twice": "ssim_twice",
+    "identity original": "own_original_accuracy",
+    "identity target": "own_target_accuracy",
+    "accuracy": "own_finding_accuracy",
+    "F1": "own_finding_f1",
+}
+JUDGED_2 = {
+    "at own EER: original": "own_original_accuracy_eer",
+    "target": "own_target_accuracy_eer",
+    "judge: AUC original": "judge_original_auc",
+    "AUC target": "judge_target_auc",
+    "rank-1 original": "judge_original_rank_1",
+    "rank-1 target": "judge_target_rank_1",
+    "finding AUC": "judge_finding_auc",
+    "finding accuracy": "judge_finding_accuracy",
+    "side": "judge_side_accuracy",
+    "severity corr.": "judge_severity_correlation",
+}
+OWN_3 = {
+    "original accuracy": "own_original_accuracy",
+    "overall accuracy": "own_overall_accuracy",
+    "accuracy": "own_finding_accuracy",
+}
+JUDGED_3 = {
+    "at own EER: original": "own_original_accuracy_eer",
+    "judge: AUC original": "judge_original_auc",
+    "rank-1 original": "judge_original_rank_1",
+    "finding AUC": "judge_finding_auc",
+    "finding accuracy": "judge_finding_accuracy",
+    "side": "judge_side_accuracy",
+    "severity corr.": "judge_severity_correlation",
+}
+QUALITY = {
+    "verification AUC": "verification_auc",
+    "rank-1": "rank_1",
+    "rank-1 by chance": "rank_1_chance",
+    "finding AUC": "finding_auc",
+    "finding accuracy": "finding_accuracy",
+    "side accuracy": "side_accuracy",
+    "severity corr.": "severity_correlation",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One measured value.
+
+    Args:
+        method: what was measured: an experiment of Table 2, an identity source of Table 3, or "untouched images".
+        dataset: the cohort, part included.
+        metric: which figure.
+        value: the figure; None where it may not be given (see ``note``).
+        ci_low: lower bound of the interval, None where there is none.
+        ci_high: upper bound.
+        n: observations behind the value.
+        seed: of the measurement.
+        weights: what identifies the model measured.
+        revision: of the code.
+        note: why there is no value.
+    """
+
+    method: str
+    dataset: str
+    metric: str
+    value: float | None
+    ci_low: float | None = None
+    ci_high: float | None = None
+    n: int = 0
+    seed: int = 0
+    weights: str = ""
+    revision: str = ""
+    note: str = ""
+
+
+def _paper_rows() -> list[Row]:
+    """Tables 2 and 3, chest rows, as printed."""
+    metrics_2, metrics_3 = list(OWN_2.values()), list(OWN_3.values())
+    printed = {
+        "reconstruction": (metrics_2, (65.46, 96.27, 77.24, 13.95, 81.73, 82.65)),
+        "medical replacement": (metrics_2, (46.22, 97.35, 100.00, 11.63, 73.42, 68.75)),
+        "identity replacement": (metrics_2, (61.55, 96.22, 12.29, 100.00, 76.41, 72.37)),
+        "VAE with privacy loss": (metrics_3, (10.63, 11.39, 78.41)),
+        "Montenegro et al. 2023": (metrics_3, (29.90, 13.83, 74.42)),
+    }
+    return [
+        Row(method, PAPER, metric, round(value / 100, 4), n=300)
+        for method, (metrics, values) in printed.items()
+        for metric, value in zip(metrics, values, strict=True)
+    ]
+
+
+PAPER_ROWS = _paper_rows()
+
+
+def stamp(rows: Iterable[Row], **where: Any) -> list[Row]:
+    """The rows with where they come from filled in, e.g. ``weights=..., revision=...``."""
+    return [dataclasses.replace(row, **where) for row in rows]
+
+
+def write_rows(rows: Iterable[Row], path: str | Path) -> Path:
+    """Writes rows as JSONL, replacing the file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(dataclasses.asdict(_without_nan(row)), allow_nan=False) for row in rows]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    return path
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Reads what `write_rows` wrote.
+
+    Raises:
+        ValueError: a line that is no row, with its number.
+    """
+    rows = []
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            rows.append(Row(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no row: {error}") from error
+    return rows
+
+
+def quality_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """The judges' own figures on untouched images: the table that comes before every other."""
+    return _table([row for row in rows if row.method == JUDGES], [JUDGES], QUALITY)
+
+
+def table_2(rows: Sequence[Row]) -> pd.DataFrame:
+    """The paper's Table 2 from ours: as the paper measures, as the judges see it, and the printed chest figures."""
+    return _table([*rows, *PAPER_ROWS], list(EXPERIMENTS), OWN_2 | JUDGED_2)
+
+
+def table_3(rows: Sequence[Row]) -> pd.DataFrame:
+    """The paper's Table 3, our rows (one an identity source) and the printed chest figures."""
+    known = {JUDGES, *EXPERIMENTS}
+    methods = list(dict.fromkeys(row.method for row in [*rows, *PAPER_ROWS] if row.method not in known))
+    return _table([*rows, *PAPER_ROWS], methods, OWN_3 | JUDGED_3)
+
+
+def _table(rows: Sequence[Row], methods: list[str], columns: dict[str, str]) -> pd.DataFrame:
+    """One line a (dataset, method) with any of the columns, ours before the paper's; cells are text."""
+    import pandas as pd
+
+    cells = {(row.dataset, row.method, row.metric): row for row in rows}
+    datasets = list(dict.fromkeys(row.dataset for row in rows))
+    lines = []
+    for dataset in datasets:
+        for method in methods:
+            found = {title: cells.get((dataset, method, metric)) for title, metric in columns.items()}
+            if any(found.values()):
+                lines.append({"data": dataset, "method": method} | {t: cell(row) for t, row in found.items()})
+    return pd.DataFrame(lines, columns=["data", "method", *columns])
+
+
+def cell(row: Row | None) -> str:
+    """A figure as printed: ``.954 (.921-.978)``; why not, where it may not be given; a dash where not measured."""
+    if row is None:
+        return "-"
+    if row.value is None:
+        return "no verdict"
+    if row.ci_low is None or row.ci_high is None or row.ci_low == row.ci_high == row.value:
+        return f"{row.value:.3f}"
+    return f"{row.value:.3f} ({row.ci_low:.3f}-{row.ci_high:.3f})"
+
+
+def notes(rows: Iterable[Row]) -> list[str]:
+    """Every reason for which a figure is missing, once."""
+    return list(dict.fromkeys(row.note for row in rows if row.note))
+
+
+def to_markdown(table: pd.DataFrame) -> str:
+    """A table as GitHub's Markdown."""
+    return str(table.to_markdown(index=False, disable_numparse=True))
+
+
+def report(rows: Sequence[Row]) -> str:
+    """All three tables as one Markdown page, the judges first."""
+    parts = ["## The judges, on untouched images", to_markdown(quality_table(rows))]
+    parts += [f"**{note}**" for note in notes(rows)]
+    parts += [
+        "## Table 2: disentanglement",
+        to_markdown(table_2(rows)),
+        "Identity accuracy as the paper defines it: own encoder, mean squared distance below the threshold, "
+        "to the very image whose identity was kept or brought in; the first line of each data set is the paper's "
+        "baseline on untouched images (balanced accuracy over pairs; false accepts). At own EER: the same at the "
+        "distance where the encoder's two errors on untouched pairs are equal, for encoders of another scale than the "
+        "paper's. Judges compare with *other* images of the patient. Intervals (95 %) draw patients.",
+        "## Table 3: anonymisation",
+        to_markdown(table_3(rows)),
+        f"Lines marked '{PAPER}' are the paper's printed figures: other images, other people; to be read beside ours, "
+        "not against them.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_tables(rows: Sequence[Row], folder: str | Path) -> list[Path]:
+    """Writes ``rows.jsonl``, ``report.md`` and a CSV of every table; returns what it wrote."""
+    folder = Path(folder)
+    written = [write_rows(rows, folder / "rows.jsonl"), folder / "report.md"]
+    written[1].write_text(report(rows), encoding="utf-8")
+    for name, table in (("judges", quality_table(rows)), ("table_2", table_2(rows)), ("table_3", table_3(rows))):
+        table.to_csv(folder / f"{name}.csv", index=False)
+        written.append(folder / f"{name}.csv")
+    return written
+
+
+def _without_nan(row: Row) -> Row:
+    bounds = (row.value, row.ci_low, row.ci_high)
+    value, low, high = (x if x is not None and math.isfinite(x) else None for x in bounds)
+    return dataclasses.replace(row, value=value, ci_low=low, ci_high=high)
