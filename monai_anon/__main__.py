@@ -1,0 +1,312 @@
+"""The `monai-anon` command: its verbs, what they take and what they print. What they do lives elsewhere.
+
+Exit codes: 0 done; 1 done in part, each file that was not is named; 2 nothing done, with the reason. Modules are
+imported by the verb that needs them, so that `--help` is there at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+from typer.core import TyperGroup
+
+from monai_anon import __version__
+
+PARTLY, REFUSED = 1, 2
+
+
+class _Verbs(TyperGroup):
+    """Tells what a person can mend as one message on stderr, without a traceback unless `--debug` asks for it."""
+
+    def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:  # type: ignore[override]
+        end = args.index("--") if "--" in args else len(args)
+        if "--debug" in args[:end]:  # wherever it was typed, it is the command's, not the verb's
+            args = ["--debug", *(word for word in args[:end] if word != "--debug"), *args[end:]]
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: typer.Context) -> object:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:  # `| head` is no mistake
+            raise
+        except (ValueError, OSError) as error:
+            if ctx.params.get("debug"):
+                raise
+            typer.echo(f"Error: {error}", err=True)
+            raise typer.Exit(REFUSED) from error
+
+
+# Plain help and tracebacks: the decorated ones show local variables, and those hold images.
+_PLAIN = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "no_args_is_help": True}
+app = typer.Typer(cls=_Verbs, add_completion=False, **_PLAIN)  # type: ignore[arg-type]
+phantom = typer.Typer(help="Generate a cohort of images of people who do not exist.", **_PLAIN)  # type: ignore[arg-type]
+app.add_typer(phantom, name="phantom")
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"monai-anon {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Share a medical image with the person taken out and the finding kept.
+
+    For research: an anonymised image is not proven anonymous. `monai-anon VERB --help` tells more, with an example.
+    """
+
+
+# ---- data ----
+
+
+@phantom.command("chest")
+def phantom_chest(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; absent or empty.")],
+    seed: Annotated[int, typer.Option(help="The same seed gives the same cohort everywhere.")] = 0,
+    size: Annotated[int, typer.Option(help="Side of the images in pixels, 32 to 512.")] = 64,
+    images: Annotated[
+        Optional[str],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
+        typer.Option(
+            metavar="N[,N,N]",
+            help="Images of training, validation and test; one number is the training part's, and the others keep "
+            "their proportion to it.  [default: 6000,200,300, as in the paper]",
+        ),
+    ] = None,
+    patients: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            metavar="N[,N,N]",
+            help="Patients of the three parts, each with 2 to 11 images; likewise. Left out, they keep their "
+            "proportion to the images.  [default: 1791,84,130]",
+        ),
+    ] = None,
+    difficulty: Annotated[
+        float, typer.Option(help="0 to 1: people more alike, poses and noise stronger, effusions smaller.")
+    ] = 0.0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a generated cohort.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+) -> None:
+    """Chest radiographs with and without pleural effusion, drawn from known factors.
+
+    Writes OUT/manifest.json, OUT/images/ and OUT/factors.csv, all of it or nothing.
+
+    \b
+    Example:
+      monai-anon phantom chest data/chest --images 600 --size 64
+    """  # noqa: D301 - the backspace keeps the lines of an example apart
+    from monai_anon.phantoms import chest
+    from monai_anon.phantoms.sizes import part_sizes
+
+    counts, people = part_sizes(images, patients, (chest.IMAGES, chest.PATIENTS))
+    what = f"{sum(counts)} images ({size} x {size}) of {sum(people)} patients, as {counts} of {people}"
+    if dry_run:
+        chest.check_size(size)
+        chest.sample_factors(seed, counts, people, difficulty)
+        typer.echo(f"would write {out / 'manifest.json'}, {out / 'images'}, {out / 'factors.csv'}: {what}")
+        if out.exists():
+            typer.echo(f"{out} exists; unless it is empty, only --overwrite replaces it, and only a generated cohort")
+        return
+    manifest = chest.write_cohort(out, seed, size, counts, people, difficulty, overwrite)
+    typer.echo(f"wrote {manifest}: {what} (training, validation, test)")
+
+
+# ---- evaluation ----
+
+BundleOption = Annotated[Path, typer.Option(help="Folder of the bundle whose evaluate.json is used.")]
+ManifestOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(help="A manifest or its folder.  [default: the generated cohort, made when absent]"),
+]
+JudgesOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(metavar="DIR", help="Where judges are kept.  [default: BUNDLE/output/judges]"),
+]
+_CHEST = Path("bundles/chest")
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+@app.command()
+def judges(bundle: BundleOption = _CHEST, manifest: ManifestOption = None, judges_dir: JudgesOption = None) -> None:
+    """Train the independent verifier and medical judge of a manifest, and print their own quality on its test part.
+
+    Judges already trained on the same images with the same settings are read, not trained again.
+
+    \b
+    Example:
+      monai-anon judges --manifest data/nih
+    """  # noqa: D301
+    from monai_anon.evaluation.evaluation import bundle_evaluation
+    from monai_anon.evaluation.judges import quality, verdict
+
+    _log_to_stderr()
+    overrides: dict[str, object] = {"manifest": _text(manifest), "judges_dir": _text(judges_dir)}
+    evaluation = bundle_evaluation(bundle, overrides)
+    measured = quality(evaluation.train_judges(), evaluation.cohort("test"))
+    for name, interval in measured.items():
+        typer.echo(f"{name:24} {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}), n = {interval.n}")
+    if warning := verdict(measured.get("verification_auc")):
+        typer.echo(warning)
+
+
+@app.command()
+def evaluate(
+    bundle: BundleOption = _CHEST,
+    manifest: ManifestOption = None,
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
+    ] = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="DIR", help="Gets rows.jsonl, report.md and CSV.  [default: BUNDLE/output/evaluation]"),
+    ] = None,
+    judges_dir: JudgesOption = None,
+    bootstrap: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Draws of patients behind every interval.  [default: 1000]"),
+    ] = None,
+) -> None:
+    """Tables 2 and 3 of the paper on a manifest's test part, by the model's own networks and by independent judges.
+
+    The judges' own quality comes first: where the verifier is too weak, no privacy figure is printed.
+
+    \b
+    Example:
+      monai-anon evaluate --bundle bundles/chest --output results
+    """  # noqa: D301
+    from monai_anon.evaluation.evaluation import bundle_evaluation
+
+    _log_to_stderr()
+    overrides: dict[str, object] = {
+        "manifest": _text(manifest),
+        "model_file": _text(model),
+        "output_dir": _text(output),
+        "judges_dir": _text(judges_dir),
+        "bootstrap": bootstrap,
+    }
+    bundle_evaluation(bundle, overrides).run()
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo"),
+    bundle: BundleOption = _CHEST,
+    seed: Annotated[int, typer.Option(help="Of training and evaluation.")] = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run none.")] = False,
+) -> None:
+    """The whole method on generated images in about ten minutes on two CPU cores: train, measure, anonymise.
+
+    Runs the documented commands one after the other and prints each. A demo that was stopped goes on where it was.
+    """
+    from monai_anon.demo import DemoFailed, demo_stages, printed, run_demo
+
+    if dry_run:
+        for stage in demo_stages(bundle, output, seed):
+            typer.echo(f"# {stage.title}\n{printed(stage.command)}")
+        return
+    try:
+        run_demo(bundle, output, seed)
+    except DemoFailed as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(PARTLY) from error
+
+
+def _log_to_stderr() -> None:
+    """Show what long work is doing."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("monai_anon").setLevel(logging.INFO)
+
+
+# ---- release ----
+
+
+@app.command()
+def anonymize(
+    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="PNG files, and folders of them.")],
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUTPUT", help="Folder for the copies; for one input file also a name ending in .png."),
+    ],
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle whose anonymizer is used.")] = Path(
+        "bundles/chest"
+    ),
+    model: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
+    ] = None,
+    seed: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(
+            help="Makes the copies repeatable. Keep it to yourself: with it and the model anybody can tell which name "
+            "an image was made under.  [default: a new random one, never shown]"
+        ),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
+    device: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda where there is one, else cpu]"),
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace copies that exist; never originals.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be read and written; write nothing.")
+    ] = False,
+) -> None:
+    """Write copies of images with the person's identity exchanged for a synthetic one.
+
+    Folders are searched recursively (hidden files left out) and their structure is kept under OUTPUT; the folder of a
+    manifest is taken like any other, and its manifest.json, which names patients, is not copied. A copy has its
+    original's size, depth and mode and holds pixels only. Each copy is written whole or not at all; an image that
+    cannot be read, checked or anonymised is not written but reported at the end, and the exit code is then 1.
+
+    File names are kept: rename files whose names tell who it is.
+
+    \b
+    Example:
+      monai-anon anonymize data/chest/images out --bundle bundles/chest
+    """  # noqa: D301
+    from monai_anon.bundles import chosen_device, load_anonymizer
+    from monai_anon.jobs import plan_files, shown
+    from monai_anon.release import FileAnonymizer
+
+    plan = plan_files(inputs, output, overwrite)
+    network, settings = load_anonymizer(bundle, model, chosen_device(device))
+    refusals = list(plan.refusals)
+    if dry_run:
+        typer.echo(f"would read {shown(settings.model_file)}")
+        for job in plan.jobs:
+            typer.echo(f"would read {shown(job.source)} and write {shown(job.target)}")
+    else:
+        anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size)
+        refusals += anonymizer.run(plan.jobs, overwrite)
+        done = len(plan.jobs) + len(plan.refusals) - len(refusals)
+        typer.echo(
+            f"wrote {done} of {len(plan.jobs) + len(plan.refusals)} images to {shown(output)}; their names were kept"
+        )
+    if plan.left_out:
+        typer.echo(f"left out: {plan.left_out} file(s) that are not *.png", err=True)
+    for refusal in refusals:
+        typer.echo(f"not anonymised: {shown(refusal.path)}: {refusal.reason}", err=True)
+    if refusals:
+        raise typer.Exit(PARTLY)
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

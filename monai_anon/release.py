@@ -1,0 +1,213 @@
+"""Image files into images of nobody: read, anonymise, write; whatever cannot be checked is not written.
+
+What is written holds pixels alone: no text, time, colour profile or any other chunk of the original. File names are
+kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from monai_anon.jobs import Job, Refusal
+from monai_anon.readers import (
+    FULL_SCALES,
+    ReadError,
+    fit_square,
+    read_image,
+    restore_shape,
+    to_model_range,
+    to_stored,
+    to_uint8,
+)
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GRAY_TYPES = (0, 4)  # PNG colour types without colour: gray, gray with alpha
+_RANGE_TOLERANCE = 1e-3
+
+
+class WithheldError(ValueError):
+    """An image that was made but must not leave: the message says why."""
+
+
+@dataclass(frozen=True)
+class Original:
+    """An image as the anonymizer takes it, and the form that its copy gets back.
+
+    Args:
+        pixels: uint8 (C, S, S).
+        height, width: of the file, in pixels.
+        gray: whether the file is gray; otherwise it has three channels.
+        full_scale: the stored value of white: 255 at 8 bits; 255, 4095 or 65535 at 16.
+        dtype: of the file's values, uint8 or uint16.
+    """
+
+    pixels: Tensor
+    height: int
+    width: int
+    gray: bool
+    full_scale: int
+    dtype: type[np.unsignedinteger]
+
+
+def read_original(path: str | Path, size: int, channels: int) -> Original:
+    """Read a PNG file for an anonymizer of images `(channels, size, size)`.
+
+    Raises:
+        ReadError: what `read_image` refuses; no PNG inside, 16-bit colour, or all pixels the same.
+    """
+    path = Path(path)
+    image = read_image(path, channels)
+    with path.open("rb") as file:
+        header = file.read(26)
+    if not header.startswith(_PNG_SIGNATURE):
+        raise ReadError(path, "is no PNG file, whatever its name says")
+    depth, colour_type = header[24], header[25]
+    if depth == 16 and colour_type != 0:
+        raise ReadError(path, "has 16-bit colour or transparency; supported are 8 bits, and 16 bits in gray")
+    if float(image.max() - image.min()) < 1 / 255:
+        raise ReadError(path, "is constant (all pixels have the same value)")
+    full_scale = 255
+    if depth == 16:
+        with Image.open(path) as opened:
+            brightest = int(np.asarray(opened).max())
+        full_scale = next(scale for scale in FULL_SCALES if brightest <= scale)
+    return Original(
+        pixels=torch.from_numpy(to_stored(fit_square(image, size))),
+        height=image.shape[1],
+        width=image.shape[2],
+        gray=colour_type in _GRAY_TYPES,
+        full_scale=full_scale,
+        dtype=np.uint16 if depth == 16 else np.uint8,
+    )
+
+
+def identity_noise(seed: int, name: str, length: int) -> Tensor:
+    """Standard normal noise (length,) for the image called `name`: a function of seed and name alone."""
+    digest = hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
+    return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(length, dtype=np.float32))
+
+
+def to_picture(generated: Tensor, original: Original) -> Image.Image:
+    """A generated image (C, S, S) in [-1, 1] in its original's size, depth and mode.
+
+    Raises:
+        WithheldError: values that are not finite or out of range, or the original itself.
+    """
+    if not torch.isfinite(generated).all():
+        raise WithheldError("the model gave values that are NaN or infinite")
+    if float(generated.abs().max()) > 1 + _RANGE_TOLERANCE:
+        raise WithheldError("the model gave values outside of [-1, 1]")
+    if torch.equal(to_uint8(generated), original.pixels):
+        raise WithheldError("the model gave the original back")
+    unit = restore_shape((generated.float().numpy() + 1) / 2, original.height, original.width)
+    stored = np.rint(np.clip(unit, 0, 1) * original.full_scale).astype(original.dtype)
+    if original.gray:
+        return Image.fromarray(stored[0] if len(stored) == 1 else np.rint(stored.mean(axis=0)).astype(original.dtype))
+    return Image.fromarray(np.ascontiguousarray(np.moveaxis(np.broadcast_to(stored, (3, *stored.shape[1:])), 0, -1)))
+
+
+def write_png(picture: Image.Image, target: Path, overwrite: bool = False) -> None:
+    """Write a picture, all of it or nothing; its folder is made where missing.
+
+    Raises:
+        FileExistsError: `target` is there and not to be overwritten, even if it has come only now.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    draft = target.with_name(f".{secrets.token_hex(8)}.part")
+    try:
+        with draft.open("xb") as file:
+            picture.save(file, format="PNG")
+        if not overwrite:
+            try:
+                os.link(draft, target)  # unlike a rename it fails where something stands
+                return
+            except FileExistsError:
+                raise
+            except OSError as error:  # a file system without hard links
+                if os.path.lexists(target):
+                    raise FileExistsError(error.errno, "exists already", str(target)) from error
+        draft.replace(target)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+class FileAnonymizer:
+    """Anonymises files with a model that takes images `(B, C, S, S)` in [-1, 1] and noise `(B, noise_size)`.
+
+    A file's synthetic identity depends on `seed` and the file's relative path only: not on the batch, nor on other
+    files. (Sums in another order may move a pixel by one gray level of 255 when the batch size changes.) Without a seed
+    a random one is drawn. It is never shown: who has seed and model can tell which name an image was made under.
+
+    Args:
+        size, channels: of the model's images.
+        batch_size: images a step; files are read into memory so many at a time.
+    """
+
+    def __init__(
+        self, model: nn.Module, size: int, channels: int = 1, seed: int | None = None, batch_size: int = 16
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch size {batch_size}; it must be 1 or more")
+        self.model, self.size, self.channels, self.batch_size = model, size, channels, batch_size
+        self._seed = secrets.randbits(128) if seed is None else seed
+
+    def run(self, jobs: Sequence[Job], overwrite: bool = False, progress: bool = True) -> list[Refusal]:
+        """Anonymise every job's source to its target; returns the files for which nothing was written, and why."""
+        refusals: list[Refusal] = []
+        with tqdm(total=len(jobs), desc="anonymising", unit="image", disable=None if progress else True) as bar:
+            for start in range(0, len(jobs), self.batch_size):
+                batch = jobs[start : start + self.batch_size]
+                refusals += self._run_batch(batch, overwrite)
+                bar.update(len(batch))
+        return refusals
+
+    def _run_batch(self, jobs: Sequence[Job], overwrite: bool) -> list[Refusal]:
+        refusals, ready = [], []
+        for job in jobs:
+            try:
+                ready.append((job, read_original(job.source, self.size, self.channels)))
+            except ReadError as error:
+                refusals.append(Refusal(job.source, error.reason))
+            except OSError as error:
+                refusals.append(Refusal(job.source, f"cannot be read ({error.strerror})"))
+        if not ready:
+            return refusals
+        try:
+            generated = self.generate([original for _, original in ready], [job.name for job, _ in ready])
+        except WithheldError as error:
+            return refusals + [Refusal(job.source, str(error)) for job, _ in ready]
+        for (job, original), image in zip(ready, generated, strict=True):
+            try:
+                write_png(to_picture(image, original), job.target, overwrite)
+            except WithheldError as error:
+                refusals.append(Refusal(job.source, str(error)))
+            except OSError as error:
+                refusals.append(Refusal(job.source, f"its copy cannot be written ({error.strerror})"))
+        return refusals
+
+    @torch.inference_mode()
+    def generate(self, originals: Sequence[Original], names: Sequence[str]) -> Tensor:
+        """The model's images `(B, C, S, S)` on the CPU.
+
+        Raises:
+            WithheldError: they have another shape.
+        """
+        images = to_model_range(torch.stack([original.pixels for original in originals]))
+        noise = torch.stack([identity_noise(self._seed, name, int(self.model.noise_size)) for name in names])  # type: ignore[arg-type]
+        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        generated = self.model(images.to(device), noise.to(device)).float().cpu()
+        if generated.shape != images.shape:
+            shapes = f"{tuple(generated.shape[1:])}, not {tuple(images.shape[1:])}"
+            raise WithheldError(f"the model gave an image of the shape {shapes}")
+        return generated

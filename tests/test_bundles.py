@@ -1,0 +1,129 @@
+"""A bundle's anonymizer is loaded whole, or refused with the reason and what to do."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bundle import SIZE, tiny_anonymizer, write_bundle
+
+from monai_anon.bundles import BundleError, chosen_device, load_anonymizer
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return write_bundle(tmp_path / "bundle")
+
+
+def test_the_anonymizer_has_the_files_weights_and_is_still(bundle: Path) -> None:
+    network, settings = load_anonymizer(bundle)
+    assert (settings.image_size, settings.channels) == (SIZE, 1)
+    assert settings.model_file == bundle / "models" / "model.pt"
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+    image, noise = torch.rand(2, 1, SIZE, SIZE) * 2 - 1, torch.randn(2, 6)
+    with torch.no_grad():
+        assert torch.equal(network(image, noise), tiny_anonymizer()(image, noise))
+
+
+def test_model_names_other_weights(bundle: Path, tmp_path: Path) -> None:
+    state = {name: torch.ones_like(tensor) for name, tensor in tiny_anonymizer().state_dict().items()}
+    torch.save(state, tmp_path / "ones.pt")
+    network, settings = load_anonymizer(bundle, tmp_path / "ones.pt")
+    assert settings.model_file == tmp_path / "ones.pt"
+    assert all(bool((parameter == 1).all()) for parameter in network.parameters())
+
+
+def test_the_chest_bundle_can_be_loaded(root: Path, tmp_path: Path) -> None:
+    from monai.bundle import ConfigParser
+
+    config = ConfigParser.load_config_file(root / "bundles" / "chest" / "configs" / "inference.json")
+    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+    network, settings = load_anonymizer(root / "bundles" / "chest", tmp_path / "model.pt")
+    image = torch.zeros(1, settings.channels, settings.image_size, settings.image_size)
+    assert network(image, torch.zeros(1, int(network.noise_size))).shape == image.shape
+
+
+def test_what_is_no_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="absent is no folder"):
+        load_anonymizer(tmp_path / "absent")
+    with pytest.raises(BundleError, match=r"has no configs/inference\.json"):
+        load_anonymizer(tmp_path)
+    config = bundle / "configs" / "inference.json"
+    content = json.loads(config.read_text())
+    config.write_text("{")
+    with pytest.raises(BundleError, match="no valid JSON"):
+        load_anonymizer(bundle)
+    config.write_text(json.dumps({"image_size": 32, "channels": 1}))
+    with pytest.raises(BundleError, match="has no model_file, network_def"):
+        load_anonymizer(bundle)
+    config.write_text(json.dumps(content | {"image_size": 33}))
+    with pytest.raises(BundleError, match=r"cannot be built: ValueError: encoder: image_size is 33"):
+        load_anonymizer(bundle)
+    config.write_text(json.dumps(content | {"network_def": {"_target_": "torch.nn.Identity"}}))
+    with pytest.raises(BundleError, match="network_def is a Identity"):
+        load_anonymizer(bundle)
+
+
+def test_a_missing_model_names_what_makes_one_or_where_one_is(bundle: Path) -> None:
+    (bundle / "models" / "model.pt").unlink()
+    with pytest.raises(BundleError, match=r"(?s)train\.json.*train_identity_vae\.json.*--model .*output/model\.pt"):
+        load_anonymizer(bundle)
+    (bundle / "output").mkdir()
+    (bundle / "output" / "model.pt").touch()
+    with pytest.raises(BundleError, match=r"from a training: use --model .*output/model\.pt"):
+        load_anonymizer(bundle)
+
+
+def test_weights_that_do_not_fit_are_refused(bundle: Path) -> None:
+    file, state = bundle / "models" / "model.pt", tiny_anonymizer().state_dict()
+    wrong = dict(state)
+    removed = wrong.pop("disentangler.encoder.head.bias")
+    wrong["disentangler.encoder.tail.bias"] = removed
+    wrong["identity_vae.decoder.0.weight"] = torch.zeros(3, 3)
+    torch.save(wrong, file)
+    with pytest.raises(
+        BundleError, match=r"has no .*head\.bias; .*unexpectedly, .*tail\.bias; .*another shape .*\(3, 3\) for \(8, 6\)"
+    ):
+        load_anonymizer(bundle)
+    torch.save(state | {"identity_vae.decoder.0.bias": torch.full((8,), torch.nan)}, file)
+    with pytest.raises(BundleError, match=r"NaN or infinite: identity_vae\.decoder\.0\.bias"):
+        load_anonymizer(bundle)
+
+
+class _Planted:
+    """Would leave a file behind if it were unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_model_file_is_read_as_tensors_only(bundle: Path, tmp_path: Path) -> None:
+    file = bundle / "models" / "model.pt"
+    for save in (
+        lambda planted: torch.save(planted, file),
+        lambda planted: file.write_bytes(pickle.dumps(planted, protocol=2)),
+    ):
+        save(_Planted(tmp_path / "executed"))
+        with pytest.raises(BundleError, match="no file of tensors"):
+            load_anonymizer(bundle)
+    assert not (tmp_path / "executed").exists()
+    file.write_text("weights")
+    with pytest.raises(BundleError, match="no file of tensors"):
+        load_anonymizer(bundle)
+    torch.save([torch.zeros(1)], file)
+    with pytest.raises(BundleError, match="no state dict"):
+        load_anonymizer(bundle)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    assert chosen_device("cpu") == torch.device("cpu")
+    assert chosen_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(ValueError, match="device 'gpu' cannot be used here"):
+        chosen_device("gpu")

@@ -1,0 +1,197 @@
+"""The verbs from end to end: what they write, what they print, how they end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_bundle import write_bundle
+from typer.testing import CliRunner, Result
+
+from monai_anon import __version__
+from monai_anon.__main__ import app
+from monai_anon.manifest import load_manifest
+from monai_anon.phantoms.sizes import part_sizes
+
+PAPER = ((6000, 200, 300), (1791, 84, 130))
+
+
+def call(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_bundle(tmp_path_factory.mktemp("tiny") / "bundle")
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated cohort of 24 images."""
+    out = tmp_path_factory.mktemp("cohort") / "chest"
+    result = call("phantom", "chest", out, "--images", "8,8,8", "--patients", "3,3,3", "--size", 40, "--seed", 4)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+# ---- the command ----
+
+
+def test_version_and_help_need_no_heavy_module() -> None:
+    assert call("--version").stdout == f"monai-anon {__version__}\n"
+    code = "import sys, monai_anon.__main__; sys.exit(bool({'torch', 'monai', 'pandas'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("verb", [["phantom", "chest"], ["anonymize"]])
+def test_the_help_of_every_verb_has_an_example(verb: list[str]) -> None:
+    result = call(*verb, "--help")
+    assert result.exit_code == 0
+    assert f"Example:\n    monai-anon {' '.join(verb)} " in result.stdout
+
+
+def test_bad_usage_ends_with_2() -> None:
+    assert call("anonymise").exit_code == 2
+    assert call("anonymize", "x.png").exit_code == 2
+    assert call("phantom", "chest", "out", "--sized", "3").exit_code == 2
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path) -> None:
+    words = ("anonymize", tmp_path / "absent.png", tmp_path / "out")
+    plain = call(*words)
+    assert plain.exit_code == 2 and isinstance(plain.exception, SystemExit)
+    assert plain.stderr == f"Error: nothing was written: {tmp_path}/absent.png: no such file or folder\n"
+    for debug in (("--debug", *words), (*words, "--debug")):
+        assert type(call(*debug).exception).__name__ == "PlanError"
+    assert "--debug: no such file" in call("anonymize", "--", "--debug", tmp_path).stderr
+
+
+# ---- phantom ----
+
+
+def test_phantom_chest_writes_the_cohort_that_was_asked_for(cohort: Path) -> None:
+    manifest = load_manifest(cohort)
+    assert {part: len(entries) for part, entries in manifest.parts.items()} == {
+        "training": 8, "validation": 8, "test": 8
+    }  # fmt: skip
+    assert (cohort / "factors.csv").is_file() and len(list((cohort / "images").glob("*.png"))) == 24
+    assert manifest.extra["phantom"] | {"seed": 4, "size": 40} == manifest.extra["phantom"]
+
+
+def test_phantom_chest_replaces_nothing_unless_asked(cohort: Path, tmp_path: Path) -> None:
+    assert call("phantom", "chest", cohort).exit_code == 2
+    options = ("--images", "6,4,4", "--patients", "3,2,2", "--size", "32", "--difficulty", "1")
+    assert call("phantom", "chest", tmp_path / "c", *options, "--dry-run").exit_code == 0
+    assert list(tmp_path.iterdir()) == []
+    for overwrite in ((), ("--overwrite",)):
+        assert call("phantom", "chest", tmp_path / "c", *options, *overwrite).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--images", "5,x,5"), "give three whole numbers, training,validation,test"),
+        (("--images", "5,5"), "give three whole numbers"),
+        (("--patients", "-1"), "give three whole numbers"),
+        (("--images", "10,10,10", "--patients", "9,3,3"), "training: 10 images of 9 patients cannot be made"),
+        (("--size", "8"), "size"),
+        (("--difficulty", "2"), "difficulty is 2"),
+    ],
+)
+def test_phantom_chest_refuses_settings_in_one_line(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
+    for dry_run in ((), ("--dry-run",)):
+        result = call("phantom", "chest", tmp_path / "c", *options, *dry_run)
+        assert result.exit_code == 2
+        assert message in result.stderr and result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sizes_left_out_keep_the_papers_proportions() -> None:
+    assert part_sizes(None, None, PAPER) == PAPER
+    assert part_sizes("6000,200,300", None, PAPER) == part_sizes("6000", None, PAPER) == PAPER
+    assert part_sizes(None, "1791,84,130", PAPER) == PAPER
+    assert part_sizes("600", None, PAPER) == ((600, 20, 30), (179, 8, 13))
+    assert part_sizes("60", "20", PAPER) == ((60, 8, 8), (20, 3, 3))
+    assert part_sizes("40,0,9", "20,0,4", PAPER) == ((40, 0, 9), (20, 0, 4))
+
+
+def test_sizes_left_out_can_always_be_made() -> None:
+    for count in (2, 3, 5, 11, 23, 100, 1234, 20000):
+        for images, people in (part_sizes(str(count), None, PAPER), part_sizes(None, str(count), PAPER)):
+            assert all(2 * p <= i <= 11 * p for i, p in zip(images, people)), (count, images, people)
+
+
+# ---- anonymize ----
+
+
+def test_anonymize_copies_a_manifests_folder_without_the_manifest(cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    result = call("anonymize", cohort, tmp_path / "out", "--bundle", bundle, "--seed", 1, "--batch-size", 5)
+    assert result.exit_code == 0, result.output
+    made = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert made == sorted(path.relative_to(cohort) for path in (cohort / "images").iterdir())
+    for name in made:
+        copy, original = (np.asarray(Image.open(folder / name)) for folder in (tmp_path / "out", cohort))
+        assert copy.shape == original.shape == (40, 40) and copy.dtype == np.uint8
+        assert (copy != original).mean() > 0.5
+    assert "wrote 24 of 24 images" in result.stdout
+    assert "left out: 2 file(s)" in result.stderr
+
+
+def test_the_same_seed_gives_the_same_bytes_and_is_not_shown(cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    image = sorted((cohort / "images").iterdir())[0]
+    for name, seed in (("a", ("--seed", 123456789)), ("b", ("--seed", 123456789)), ("c", ()), ("d", ())):
+        result = call("anonymize", image, tmp_path / f"{name}.png", "--bundle", bundle, *seed)
+        assert result.exit_code == 0 and "123456789" not in result.output
+    a, b, c, d = ((tmp_path / f"{name}.png").read_bytes() for name in "abcd")
+    assert a == b and len({a, c, d}) == 3
+
+
+def test_dry_run_prints_what_would_be_done_and_writes_nothing(cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    result = call("anonymize", cohort, tmp_path / "out", "--bundle", bundle, "--dry-run")
+    assert result.exit_code == 0 and list(tmp_path.iterdir()) == []
+    image = sorted((cohort / "images").iterdir())[0]
+    assert f"would read {image} and write {tmp_path / 'out' / 'images' / image.name}\n" in result.stdout
+    assert result.stdout.count("would read") == 25
+
+
+def test_nothing_is_overwritten_unless_asked(cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    image = sorted((cohort / "images").iterdir())[0]
+    (tmp_path / image.name).write_text("mine")
+    words = ("anonymize", cohort / "images", tmp_path, "--bundle", bundle)
+    result = call(*words)
+    assert result.exit_code == 2 and f"{image.name} exists already" in result.stderr
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    assert call(*words, "--overwrite").exit_code == 0
+    assert len(list(tmp_path.iterdir())) == 24 and Image.open(tmp_path / image.name).size == (40, 40)
+
+
+def test_a_failure_in_part_ends_with_1_and_names_what_was_not_done(cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    good = sorted((cohort / "images").iterdir())[0]
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "good.png").write_bytes(good.read_bytes())
+    (tmp_path / "in" / "bad.png").write_text("Patient: somebody")
+    (tmp_path / "in" / "link.png").symlink_to(good)
+    result = call("anonymize", tmp_path / "in", tmp_path / "out", "--bundle", bundle)
+    assert result.exit_code == 1
+    assert "wrote 1 of 3 images" in result.stdout
+    assert result.stderr.count("not anonymised: ") == 2
+    assert "bad.png: cannot be decoded" in result.stderr and "link.png: a link that leads out" in result.stderr
+    assert "somebody" not in result.output
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+
+
+def test_what_is_wrong_with_the_bundle_or_the_device_is_told_before_any_work(
+    cohort: Path, bundle: Path, tmp_path: Path
+) -> None:
+    for options, message in (
+        (("--bundle", tmp_path), "has no configs/inference.json"),
+        (("--bundle", bundle, "--model", tmp_path / "absent.pt"), "absent.pt is missing; train one with"),
+        (("--bundle", bundle, "--device", "abacus"), "device 'abacus' cannot be used here"),
+    ):
+        result = call("anonymize", cohort, tmp_path / "out", *options)
+        assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,254 @@
+"""Copies have their original's form and nothing else of it; what cannot be checked is not written."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, PngImagePlugin
+from tiny_bundle import SIZE, tiny_anonymizer
+from torch import Tensor, nn
+
+from monai_anon.jobs import Job, Refusal
+from monai_anon.release import FileAnonymizer, identity_noise, write_png
+
+
+def save(path: Path, height: int = SIZE, width: int = SIZE, top: int = 255, mode: str = "L", **options) -> Job:
+    """A smooth random picture; the job that copies it beside itself."""
+    generator = np.random.default_rng(len(path.name) + height)
+    image = Image.fromarray(generator.random((6, 6), dtype=np.float32)).resize((width, height), Image.BICUBIC)
+    values = np.asarray(image)
+    values = (values - values.min()) / np.ptp(values) * top
+    picture = Image.fromarray(values.astype(np.uint16 if top > 255 or mode == "I;16" else np.uint8))
+    (picture if mode == "I;16" else picture.convert(mode)).save(path, format="PNG", **options)
+    return Job(path, path.with_name(f"copy_{path.name}"), path.name)
+
+
+def run(jobs: list[Job], model: nn.Module | None = None, **options) -> list[Refusal]:
+    options = {"seed": 1} | options
+    return FileAnonymizer(model or tiny_anonymizer(), SIZE, **options).run(jobs, progress=False)
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def chunks(path: Path) -> list[bytes]:
+    content, names, place = path.read_bytes(), [], 8
+    while place < len(content):
+        (length,) = struct.unpack(">I", content[place : place + 4])
+        names.append(content[place + 4 : place + 8])
+        place += length + 12
+    return names
+
+
+class Fake(nn.Module):
+    """Gives what `answer` makes of the images."""
+
+    noise_size = 3
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        return self.answer(image.clone())
+
+
+@pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (50, 47), (20, 64), (90, 31)])
+def test_a_copy_has_its_originals_size_and_is_another_picture(tmp_path: Path, height: int, width: int) -> None:
+    job = save(tmp_path / "a.png", height, width)
+    assert run([job]) == []
+    with Image.open(job.target) as copy:
+        assert (copy.size, copy.mode, copy.format) == ((width, height), "L", "PNG")
+    assert np.abs(pixels(job.target) - pixels(job.source)).mean() > 5
+
+
+@pytest.mark.parametrize(("top", "full_scale"), [(255, 255), (4000, 4095), (60000, 65535)])
+def test_sixteen_bits_stay_sixteen_bits_in_the_same_range(tmp_path: Path, top: int, full_scale: int) -> None:
+    job = save(tmp_path / "a.png", 40, 40, top, mode="I;16")
+    inverted = Fake(lambda image: -image)
+    assert run([job], inverted) == []
+    with Image.open(job.target) as copy:
+        assert copy.mode == "I;16"
+    # black and white change places, within what 32 pixels can show of 40
+    expected = full_scale - pixels(job.source)
+    assert np.abs(pixels(job.target) - expected).mean() < 0.02 * full_scale
+    assert pixels(job.target).max() > 0.9 * full_scale
+
+
+@pytest.mark.parametrize(("mode", "restored"), [("RGB", "RGB"), ("RGBA", "RGB"), ("P", "RGB"), ("LA", "L"), ("1", "L")])
+def test_modes_are_restored_without_an_alpha_channel(tmp_path: Path, mode: str, restored: str) -> None:
+    job = save(tmp_path / "a.png", mode=mode)
+    assert run([job]) == []
+    with Image.open(job.target) as copy:
+        assert copy.mode == restored
+        assert np.ptp(np.asarray(copy.convert("RGB")), axis=2).max() == 0
+
+
+def test_a_colour_model_takes_gray_and_colour_images(tmp_path: Path) -> None:
+    gray, colour = save(tmp_path / "gray.png"), save(tmp_path / "colour.png")
+    picture = Image.merge("RGB", [Image.open(gray.source), *[Image.open(colour.source)] * 2])
+    picture.save(colour.source)
+    inverted = Fake(lambda image: -image)
+    assert run([gray, colour], inverted, channels=3) == []
+    assert np.abs(pixels(gray.target) - (255 - pixels(gray.source))).max() <= 1
+    assert np.abs(pixels(colour.target) - (255 - pixels(colour.source))).max() <= 1
+
+
+def test_a_copy_holds_pixels_only(tmp_path: Path) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("Patient", "somebody")
+    exif = Image.Exif()
+    exif[0x013B] = "somebody"
+    job = save(tmp_path / "a.png", pnginfo=text, exif=exif, icc_profile=b"somebody", dpi=(72, 72))
+    assert len(chunks(job.source)) > 5
+    assert run([job]) == []
+    assert set(chunks(job.target)) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def test_copies_depend_on_seed_and_name_and_not_on_the_batch_or_other_files(tmp_path: Path) -> None:
+    jobs = [save(tmp_path / f"{'x' * index}.png") for index in range(1, 6)]
+    assert run(jobs, batch_size=5) == []
+    first = [pixels(job.target) for job in jobs]
+    for batch_size, chosen in ((1, jobs), (2, jobs[::-1]), (3, jobs[3:])):
+        for job in chosen:
+            job.target.unlink()
+        run(chosen, batch_size=batch_size)
+        assert max(np.abs(pixels(job.target) - first[jobs.index(job)]).max() for job in chosen) <= 1
+    same_picture = Job(jobs[0].source, tmp_path / "renamed.png", "other.png")
+    other_seed = jobs[0]._replace(target=tmp_path / "seed.png")
+    assert run([same_picture]) == run([other_seed], seed=2) == []
+    assert np.abs(pixels(same_picture.target) - first[0]).max() > 1
+    assert np.abs(pixels(other_seed.target) - first[0]).max() > 1
+
+
+def test_without_a_seed_two_runs_differ(tmp_path: Path) -> None:
+    job = save(tmp_path / "a.png")
+    again = job._replace(target=tmp_path / "again.png")
+    assert run([job], seed=None) == run([again], seed=None) == []
+    assert np.abs(pixels(job.target) - pixels(again.target)).max() > 1
+
+
+def test_noise_is_standard_normal_and_its_own_for_every_name() -> None:
+    noise = torch.stack([identity_noise(0, str(index), 64) for index in range(200)])
+    assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
+    assert len(noise.unique(dim=0)) == 200
+    assert not torch.equal(identity_noise(1, "11", 4), identity_noise(11, "1", 4))
+    assert torch.equal(identity_noise(-5, "\udcff", 4), identity_noise(-5, "\udcff", 4))
+
+
+def test_files_that_cannot_be_used_are_reported_and_the_others_done(tmp_path: Path) -> None:
+    good = [save(tmp_path / "a.png"), save(tmp_path / "z.png")]
+    bad = {
+        "cut": b"",
+        "text": b"",
+        "empty": b"",
+        "jpeg": b"",
+        "constant": b"",
+        "clear": b"",
+        "deep": b"",
+        "colour": b"",
+    }
+    jobs = {name: save(tmp_path / f"{name}.png") for name in bad}
+    jobs["cut"].source.write_bytes(good[0].source.read_bytes()[:200])
+    jobs["text"].source.write_text("no picture")
+    jobs["empty"].source.write_bytes(b"")
+    Image.open(good[0].source).save(jobs["jpeg"].source, format="JPEG")
+    Image.new("L", (40, 40), 7).save(jobs["constant"].source)
+    Image.merge("LA", [Image.open(good[0].source)] * 2).save(jobs["clear"].source)
+    jobs["deep"].source.write_bytes(_sixteen_bit_colour())
+    Image.effect_noise((40, 40), 50).convert("RGB").save(jobs["colour"].source)
+    swapped = Image.open(good[0].source)
+    Image.merge("RGB", [swapped, swapped.rotate(90), swapped]).save(jobs["colour"].source)
+    jobs["gone"] = Job(tmp_path / "gone.png", tmp_path / "copy_gone.png", "gone.png")
+
+    refusals = run([good[0], *jobs.values(), good[1]], batch_size=4)
+    reasons = {refusal.path.stem: refusal.reason for refusal in refusals}
+    expected = {
+        "cut": "cannot be decoded", "text": "cannot be decoded", "empty": "0 bytes", "jpeg": "no PNG file",
+        "constant": "constant", "clear": "transparent", "deep": "16-bit colour", "colour": "a colour image",
+        "gone": "no such file",
+    }  # fmt: skip
+    assert reasons.keys() == expected.keys()
+    assert {name: words for name, words in expected.items() if words not in reasons[name]} == {}
+    assert all(job.target.exists() for job in good)
+    assert not any(job.target.exists() for job in jobs.values())
+
+
+def _sixteen_bit_colour() -> bytes:
+    """A PNG of 8 x 8 pixels with 16 bits a channel, which Pillow does not write."""
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + bytes([37 * row % 256] * 48) for row in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda image: image.index_put((torch.tensor([0]),), torch.tensor(torch.nan)), "NaN or infinite"),
+        (lambda image: image.index_put((torch.tensor([0]),), torch.tensor(torch.inf)), "NaN or infinite"),
+        (lambda image: torch.cat([image[:1] * 3, -image[1:]]), "outside of"),
+        (lambda image: torch.cat([image[:1], -image[1:]]), "gave the original back"),
+    ],
+)
+def test_an_image_that_came_out_wrong_is_withheld_alone(tmp_path: Path, answer, reason: str) -> None:
+    jobs = [save(tmp_path / "a.png"), save(tmp_path / "bb.png")]
+
+    def turned(image: Tensor) -> Tensor:
+        answered = answer(image)
+        return torch.cat([answered[:1], -image[1:]])
+
+    (refusal,) = run(jobs, Fake(turned))
+    assert refusal.path == jobs[0].source and reason in refusal.reason
+    assert not jobs[0].target.exists() and jobs[1].target.exists()
+
+
+@pytest.mark.parametrize("answer", [lambda image: image[:, :, :16], lambda image: image[:1], lambda image: image[0]])
+def test_images_of_a_wrong_shape_are_withheld(tmp_path: Path, answer) -> None:
+    jobs = [save(tmp_path / "a.png"), save(tmp_path / "bb.png")]
+    refusals = run(jobs, Fake(lambda image: answer(-image)))
+    assert [refusal.path for refusal in refusals] == [job.source for job in jobs]
+    assert all("shape" in refusal.reason for refusal in refusals)
+    assert not any(job.target.exists() for job in jobs)
+
+
+def test_a_file_is_written_whole_or_not_at_all_and_replaced_only_if_asked(tmp_path: Path, monkeypatch) -> None:
+    target, black, white = tmp_path / "new" / "a.png", Image.new("L", (4, 4), 0), Image.new("L", (4, 4), 255)
+    write_png(black, target)
+    with pytest.raises(FileExistsError):
+        write_png(white, target)
+    assert pixels(target).max() == 0
+    write_png(white, target, overwrite=True)
+    assert pixels(target).min() == 255
+
+    def broken(self, file, **options) -> None:
+        file.write(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", broken)
+    for path in (target, tmp_path / "new" / "b.png"):
+        with pytest.raises(OSError, match="No space"):
+            write_png(black, path, overwrite=True)
+    assert [path.name for path in target.parent.iterdir()] == ["a.png"]
+
+
+def test_a_file_that_has_come_meanwhile_stays_also_without_hard_links(tmp_path: Path, monkeypatch) -> None:
+    def refused(source, target) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr("os.link", refused)
+    job = save(tmp_path / "a.png")
+    assert run([job]) == []
+    before = job.target.read_bytes()
+    (refusal,) = run([job], seed=2)
+    assert "exists already" in refusal.reason
+    assert job.target.read_bytes() == before
