@@ -235,7 +235,9 @@ def _log_to_stderr() -> None:
 
 @app.command()
 def anonymize(
-    inputs: Annotated[list[Path], typer.Argument(metavar="INPUT", help="PNG files, and folders of them.")],
+    inputs: Annotated[
+        list[Path], typer.Argument(metavar="INPUT", help="PNG and JPEG files, and folders of them; copies are PNG.")
+    ],
     output: Annotated[
         Path,
         typer.Argument(metavar="OUTPUT", help="Folder for the copies; for one input file also a name ending in .png."),
@@ -296,7 +298,7 @@ def anonymize(
             f"wrote {done} of {len(plan.jobs) + len(plan.refusals)} images to {shown(output)}; their names were kept"
         )
     if plan.left_out:
-        typer.echo(f"left out: {plan.left_out} file(s) that are not *.png", err=True)
+        typer.echo(f"left out: {plan.left_out} file(s) that are neither PNG nor JPEG", err=True)
     for refusal in refusals:
         typer.echo(f"not anonymised: {shown(refusal.path)}: {refusal.reason}", err=True)
     if refusals:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-SUFFIX = ".png"
+SUFFIX = ".png"  # of every copy
+SOURCES = (SUFFIX, ".jpg", ".jpeg")
+_PATTERNS = ", ".join(f"*{suffix}" for suffix in SOURCES)
 _LISTED = 1000  # as in a manifest's errors: more lines than this hide the first ones
 
 
@@ -45,7 +47,7 @@ class Refusal(NamedTuple):
 
 @dataclass
 class Plan:
-    """What a run does: `jobs` in order, what was found but cannot be used, and the number of files that are no PNG."""
+    """What a run does: `jobs` in order, what was found but cannot be used, and the number of other files."""
 
     jobs: list[Job] = field(default_factory=list)
     refusals: list[Refusal] = field(default_factory=list)
@@ -53,18 +55,18 @@ class Plan:
 
 
 def plan_files(inputs: Sequence[str | Path], output: str | Path, overwrite: bool = False) -> Plan:
-    """Pair every PNG file among `inputs` with its place under `output`.
+    """Pair every PNG and JPEG file among `inputs` with its place under `output`; copies are PNG files.
 
     Folders are searched recursively; hidden files and folders are left out. Links are followed where they are given as
     an input and, for files, where they stay inside the input folder; others are refusals of the plan.
 
     Args:
-        inputs: PNG files and folders.
+        inputs: PNG and JPEG files, and folders of them.
         output: a folder; or, for a single input file, a file name that ends with .png.
         overwrite: allow targets that exist.
 
     Raises:
-        PlanError: lists all of: inputs that are missing, of another format or without PNG files; an output inside an
+        PlanError: lists all of: inputs that are missing, of another format or without images; an output inside an
             input folder; two inputs with one target; targets that exist, are originals or lie outside of `output`.
     """
     output, plan, problems = Path(output), Plan(), []
@@ -77,16 +79,21 @@ def plan_files(inputs: Sequence[str | Path], output: str | Path, overwrite: bool
             problems += _add_folder(plan, path, output)
         elif not path.exists():
             problems.append(f"{shown(path)}: no such file or folder")
-        elif path.suffix.lower() != SUFFIX:
+        elif path.suffix.lower() not in SOURCES:
             hint = "; give the folder that holds it" if path.name == "manifest.json" else ""
-            problems.append(f"{shown(path)}: the supported format is PNG (*{SUFFIX}){hint}")
+            problems.append(f"{shown(path)}: the supported formats are PNG and JPEG ({_PATTERNS}){hint}")
         else:
-            plan.jobs.append(Job(path, output if single else output / path.name, path.name))
+            plan.jobs.append(Job(path, output if single else _copy_name(output / path.name), path.name))
     plan.jobs = list(dict.fromkeys(plan.jobs))
     problems += _target_problems(plan.jobs, output.parent if single else output, overwrite)
     if problems:
         raise PlanError(problems)
     return plan
+
+
+def _copy_name(target: Path) -> Path:
+    """A PNG keeps its name; a JPEG's copy is a PNG, since compressing it again would change what was checked."""
+    return target if target.suffix.lower() == SUFFIX else target.with_suffix(SUFFIX)
 
 
 def shown(path: str | Path) -> str:
@@ -95,7 +102,7 @@ def shown(path: str | Path) -> str:
 
 
 def _add_folder(plan: Plan, folder: Path, output: Path) -> list[str]:
-    """Adds the PNG files of a folder to the plan; returns what is wrong with the folder."""
+    """Adds the images of a folder to the plan; returns what is wrong with the folder."""
     if _is_inside(output, folder):
         return [
             f"{shown(output)} lies inside the input folder {shown(folder)}, where its images would be taken for "
@@ -105,7 +112,7 @@ def _add_folder(plan: Plan, folder: Path, output: Path) -> list[str]:
     for found in _walk(folder):
         if isinstance(found, Refusal):
             plan.refusals.append(found)
-        elif found.suffix.lower() != SUFFIX:
+        elif found.suffix.lower() not in SOURCES:
             plan.left_out += 1
         elif found.is_symlink() and not _is_inside(found, folder):
             plan.refusals.append(
@@ -113,8 +120,12 @@ def _add_folder(plan: Plan, folder: Path, output: Path) -> list[str]:
             )
         else:
             name = found.relative_to(folder)
-            plan.jobs.append(Job(found, output / name, name.as_posix()))
-    return [] if len(plan.jobs) + len(plan.refusals) > before else [f"{shown(folder)} holds no PNG file (*{SUFFIX})"]
+            plan.jobs.append(Job(found, _copy_name(output / name), name.as_posix()))
+    return (
+        []
+        if len(plan.jobs) + len(plan.refusals) > before
+        else [f"{shown(folder)} holds no PNG or JPEG file ({_PATTERNS})"]
+    )
 
 
 def _walk(folder: Path) -> Iterator[Path | Refusal]:

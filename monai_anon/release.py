@@ -32,6 +32,7 @@ from monai_anon.readers import (
 )
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_JPEG_SIGNATURE = b"\xff\xd8\xff"
 _GRAY_TYPES = (0, 4)  # PNG colour types without colour: gray, gray with alpha
 _RANGE_TOLERANCE = 1e-3
 
@@ -61,20 +62,25 @@ class Original:
 
 
 def read_original(path: str | Path, size: int, channels: int) -> Original:
-    """Read a PNG file for an anonymizer of images `(channels, size, size)`.
+    """Read a PNG or JPEG file for an anonymizer of images `(channels, size, size)`.
 
     Raises:
-        ReadError: what `read_image` refuses; no PNG inside, 16-bit colour, or all pixels the same.
+        ReadError: what `read_image` refuses; no PNG or JPEG inside, 16-bit colour, or all pixels the same.
     """
     path = Path(path)
     image = read_image(path, channels)
     with path.open("rb") as file:
         header = file.read(26)
-    if not header.startswith(_PNG_SIGNATURE):
-        raise ReadError(path, "is no PNG file, whatever its name says")
-    depth, colour_type = header[24], header[25]
-    if depth == 16 and colour_type != 0:
-        raise ReadError(path, "has 16-bit colour or transparency; supported are 8 bits, and 16 bits in gray")
+    png = path.suffix.lower() == ".png"
+    if not header.startswith(_PNG_SIGNATURE if png else _JPEG_SIGNATURE):
+        raise ReadError(path, f"is no {'PNG' if png else 'JPEG'} file, whatever its name says")
+    if not png:
+        with Image.open(path) as opened:
+            depth, gray = 8, opened.mode == "L"
+    else:
+        depth, gray = header[24], header[25] in _GRAY_TYPES
+        if depth == 16 and header[25] != 0:
+            raise ReadError(path, "has 16-bit colour or transparency; supported are 8 bits, and 16 bits in gray")
     if float(image.max() - image.min()) < 1 / 255:
         raise ReadError(path, "is constant (all pixels have the same value)")
     full_scale = 255
@@ -86,7 +92,7 @@ def read_original(path: str | Path, size: int, channels: int) -> Original:
         pixels=torch.from_numpy(to_stored(fit_square(image, size))),
         height=image.shape[1],
         width=image.shape[2],
-        gray=colour_type in _GRAY_TYPES,
+        gray=gray,
         full_scale=full_scale,
         dtype=np.uint16 if depth == 16 else np.uint8,
     )

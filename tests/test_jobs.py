@@ -50,9 +50,9 @@ def test_inputs_that_cannot_be_used_are_listed_together(images: Path, tmp_path: 
         )
     absent, dicom, manifest, empty = caught.value.problems
     assert absent.endswith("absent.png: no such file or folder")
-    assert dicom.endswith("x.dcm: the supported format is PNG (*.png)")
-    assert manifest.endswith("PNG (*.png); give the folder that holds it")
-    assert empty.endswith("empty holds no PNG file (*.png)")
+    assert dicom.endswith("x.dcm: the supported formats are PNG and JPEG (*.png, *.jpg, *.jpeg)")
+    assert manifest.endswith("*.jpeg); give the folder that holds it")
+    assert empty.endswith("empty holds no PNG or JPEG file (*.png, *.jpg, *.jpeg)")
 
 
 def test_all_targets_that_exist_are_listed_and_overwrite_allows_them(images: Path, tmp_path: Path) -> None:

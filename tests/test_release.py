@@ -67,6 +67,25 @@ def test_a_copy_has_its_originals_size_and_is_another_picture(tmp_path: Path, he
     assert np.abs(pixels(job.target) - pixels(job.source)).mean() > 5
 
 
+@pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])
+def test_a_jpeg_becomes_a_png_of_pixels_alone(tmp_path: Path, suffix: str) -> None:
+    from monai_anon.jobs import plan_files
+
+    folder, size = tmp_path / "in", (40, 36)
+    folder.mkdir()
+    picture = Image.fromarray((np.random.default_rng(0).random((36, 40)) * 255).astype(np.uint8))
+    exif = Image.Exif()
+    exif[0x010E] = "Jane Doe"
+    picture.save(folder / f"a{suffix}", format="JPEG", exif=exif)
+    plan = plan_files([folder], tmp_path / "out")
+    assert run(plan.jobs) == []
+    copy = tmp_path / "out" / "a.png"
+    with Image.open(copy) as opened:
+        assert (opened.size, opened.mode, opened.format) == (size, "L", "PNG")
+    assert set(chunks(copy)) == {b"IHDR", b"IDAT", b"IEND"}
+    assert b"Jane" not in copy.read_bytes()
+
+
 @pytest.mark.parametrize(("top", "full_scale"), [(255, 255), (4000, 4095), (60000, 65535)])
 def test_sixteen_bits_stay_sixteen_bits_in_the_same_range(tmp_path: Path, top: int, full_scale: int) -> None:
     job = save(tmp_path / "a.png", 40, 40, top, mode="I;16")
