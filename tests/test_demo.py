@@ -1,0 +1,79 @@
+"""The newcomer's path: its commands name files that exist, and it ends by naming what it wrote."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from monai_anon.__main__ import app
+from monai_anon.demo import DemoFailed, Stage, demo_stages, printed, run_demo
+
+ROOT = Path(__file__).parent.parent
+BUNDLE = ROOT / "bundles" / "chest"
+
+
+def test_every_config_that_the_demo_names_exists() -> None:
+    commands = [printed(stage.command) for stage in demo_stages(BUNDLE, Path("out"), 0)]
+    named = set(re.findall(r"[^'\" \[]+\.json", " ".join(commands)))
+    assert len(named) == 5
+    assert all(Path(name).is_file() for name in named)
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "demo"
+    result = CliRunner().invoke(app, ["demo", "--dry-run", "--output", str(out), "--bundle", str(BUNDLE)])
+    assert result.exit_code == 0
+    assert result.output.count("\npython -m ") == 5
+    assert not out.exists()
+
+
+def test_a_failed_command_stops_the_demo_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stages = [
+        Stage("first", ["python", "-c", "raise SystemExit(3)"]),
+        Stage("never", ["python", "-c", "open('x','w')"]),
+    ]
+    monkeypatch.setattr("monai_anon.demo.demo_stages", lambda *_: stages)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DemoFailed, match=r"step 1 \(first\) ended with exit code 3"):
+        run_demo(BUNDLE, tmp_path, say=lambda _: None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_first_that_the_images_are_generated_and_last_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_anon.demo.demo_stages", lambda *_: [Stage("nothing", [sys.executable, "-c", ""])])
+    said: list[str] = []
+    run_demo(BUNDLE, tmp_path, say=said.append)
+    assert "GENERATED" in said[0]
+    assert all(name in said[-1] for name in ("model.pt", "report.md", "anonymised", "tensorboard --logdir"))
+
+
+@pytest.mark.parametrize("verb", ["judges", "evaluate", "demo"])
+def test_every_verb_has_help(verb: str) -> None:
+    result = CliRunner().invoke(app, [verb, "--help"])
+    assert result.exit_code == 0
+    assert "--bundle" in result.output
+
+
+def test_a_missing_model_names_the_commands_that_make_one(tmp_path: Path) -> None:
+    from monai_anon.anonymizers import LatentSwapAnonymizer
+    from monai_anon.evaluation.evaluation import load_model
+    from monai_anon.networks import Decoder, Disentangler, Encoder, IdentityVAE, LatentClassifier
+
+    network = LatentSwapAnonymizer(Disentangler(Encoder(32), Decoder(32), LatentClassifier(4, 2)), IdentityVAE())
+    with pytest.raises(FileNotFoundError, match=r"train\.json.*train_identity_vae\.json"):
+        load_model(network, tmp_path / "absent.pt")
+
+
+def test_an_override_that_evaluate_json_does_not_have_is_refused() -> None:
+    from monai_anon.evaluation.evaluation import bundle_evaluation
+
+    with pytest.raises(ValueError, match="has no \\['modle_file'\\]"):
+        bundle_evaluation(BUNDLE, {"modle_file": "x"})
+    with pytest.raises(ValueError, match=r"evaluate\.json is missing"):
+        bundle_evaluation(ROOT, {})
