@@ -339,3 +339,18 @@ class Disentangler(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """The reconstruction D(E(image)), `(B, C, S, S)`."""
         return self.decoder(self.encoder(image))
+
+
+def initialised(model: nn.Module, path: str | None) -> nn.Module:
+    """`model` with the weights of a file (tensors only), to go on from a trained one; None leaves it as it is.
+
+    Raises:
+        ValueError: the file is missing or does not fit; names it.
+    """
+    if path is None:
+        return model
+    try:
+        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"initial_weights {path} cannot be used for these networks: {error}") from error
+    return model

@@ -1,0 +1,421 @@
+"""The chest bundle as MONAI sees it: every config runs, resolves, exports and refuses as documented."""
+
+from __future__ import annotations
+
+import ast
+import json
+import logging.config
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from pydoc import locate
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metadata, verify_net_in_out
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from monai_anon.overrides import OverrideError
+from monai_anon.preconditions import FolderError, MissingFileError, unwrapped
+from monai_anon.steps import TERMS, VAE_TERMS
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "chest"
+CONFIGS = BUNDLE / "configs"
+STAND_ALONE = ("train.json", "train_identity_vae.json", "evaluate.json", "inference.json")
+TINY = {"image_size": 32, "batch_size": 8, "max_epochs": 1}  # every run takes seconds
+SIZES = {"images": [48, 24, 24], "patients": [12, 6, 6]}
+# A config, its overlays and the other name of `run`.
+COMBINATIONS = [
+    ("training", "train.json"),
+    ("training", "train.json", "quick.json"),
+    ("training", "train.json", "paper.json"),
+    ("training", "train.json", "multi_gpu_train.json"),
+    ("training", "train_identity_vae.json"),
+    ("training", "train_identity_vae.json", "paper_identity_vae.json"),
+    ("evaluating", "evaluate.json"),
+    ("evaluating", "evaluate.json", "quick_evaluate.json"),
+    ("evaluating", "evaluate.json", "paper_model.json"),
+    ("inference", "inference.json"),
+    ("inference", "inference.json", "paper_model.json"),
+]
+
+
+def config(name: str) -> dict[str, Any]:
+    return json.loads((CONFIGS / name).read_text())
+
+
+def workflow(*names: str, run_id: str = "run", kind: str = "train", **overrides: Any) -> ConfigWorkflow:
+    """The configs as MONAI runs them, on the CPU; the tests' own logging stays."""
+    files = [str(CONFIGS / name) for name in names]
+    return ConfigWorkflow(files, logging_file=False, run_id=run_id, workflow_type=kind, device="cpu", **overrides)
+
+
+def execute(*names: str, **options: Any) -> ConfigWorkflow:
+    started = workflow(*names, **options)
+    started.initialize()
+    started.run()
+    started.finalize()
+    return started
+
+
+def command(*arguments: str, cwd: Path, module: str = "monai.bundle", **overrides: Any) -> subprocess.CompletedProcess:
+    """`python -m monai.bundle run ...` as a user types it; the warning about trusted configs is MONAI's own."""
+    given = [part for key, value in overrides.items() for part in (f"--{key.replace('__', '#')}", str(value))]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "CUDA_VISIBLE_DEVICES": ""}
+    environment["PYTHONPATH"] = str(BUNDLE.parent.parent)
+    line = [sys.executable, "-m", module, *arguments, *given]
+    return subprocess.run(line, cwd=cwd, env=environment, capture_output=True, text=True, timeout=400, check=False)
+
+
+class Trained:
+    """What a training has left."""
+
+    def __init__(self, folder: Path, process: subprocess.CompletedProcess):
+        self.output, self.process = folder / "output", process
+        self.manifest = folder / "data" / "chest_32" / "manifest.json"
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        return TINY | {"manifest": str(self.manifest), "output_dir": str(self.output)}
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Stage 1 by the documented command from the repository's root, on the generated cohort, made small."""
+    folder = tmp_path_factory.mktemp("chest")
+    sizes = {f"manifest_path__{name}": value for name, value in SIZES.items()}
+    where = {"output_dir": folder / "output", "dataset_dir": folder / "data"}
+    tiny = TINY | {"recogniser_epochs": 1, "log_every": 1}
+    arguments = ("run", "training", "--config_file", "bundles/chest/configs/train.json")
+    return Trained(folder, command(*arguments, cwd=BUNDLE.parent.parent, **tiny, **sizes, **where))
+
+
+@pytest.fixture(scope="module")
+def trained(stage_1: Trained) -> Trained:
+    """Both stages."""
+    execute("train_identity_vae.json", run_id="training", **stage_1.overrides)
+    return stage_1
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of images that look different in every corner, some with one name, in folders."""
+    folder = tmp_path / "pictures"
+    for number, name in enumerate(("a/x.png", "b/x.png", "b/n.a.m.e.PNG")):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.arange(number, 32 * 24 + number, dtype=np.uint16).reshape(32, 24).astype(np.uint8)).resize(
+            (32, 32), Image.Resampling.NEAREST
+        ).save(folder / name)
+    return folder
+
+
+# ---- Trainings ----
+
+
+def test_training_from_the_root_says_that_the_cohort_is_generated_and_ends(stage_1: Trained) -> None:
+    assert stage_1.process.returncode == 0, stage_1.process.stderr
+    assert "GENERATED cohort" in stage_1.process.stderr.splitlines()[0]
+    assert (stage_1.output / "disentangler.pt").is_file() and (stage_1.output / "checkpoint.pt").is_file()
+    assert [f.name for f in (stage_1.output / "pictures").iterdir()] == ["grid_0001.png"]
+
+
+def test_the_console_shows_our_lines_and_the_bars_only(stage_1: Trained) -> None:
+    text = stage_1.process.stdout + stage_1.process.stderr
+    assert "Engine run" not in text and "input summary" not in text and "Setting logging" not in text
+    assert "epoch 1 validation" in text and "stage 1" in text
+
+
+def test_every_term_has_its_curve(stage_1: Trained) -> None:
+    events = EventAccumulator(str(stage_1.output / "tensorboard"))
+    events.Reload()
+    curves = set(events.Tags()["scalars"])
+    used = {term for term, weight in config("train.json")["weights"].items() if weight > 0}
+    assert used and used <= curves
+    assert {f"latent/{name}_std" for name in ("identity", "medical", "residual")} <= curves
+    assert {"latent/same_hit", "latent/other_hit", "validation/score", "validation/ssim"} <= curves
+    assert len(events.Scalars("ssim")) == 48 // 8
+    assert events.Tags()["images"]
+
+
+def test_stage_2_writes_one_file_of_tensors_that_holds_both_stages(trained: Trained) -> None:
+    weights = torch.load(trained.output / "model.pt", weights_only=True)
+    assert {name.split(".")[0] for name in weights} == {"disentangler", "identity_vae"}
+    events = EventAccumulator(str(trained.output / "tensorboard_identity_vae"))
+    events.Reload()
+    used = {term for term, weight in config("train_identity_vae.json")["weights"].items() if weight > 0}
+    assert used <= set(events.Tags()["scalars"])
+
+
+def test_stage_2_without_stage_1_ends_with_the_command_to_run(tmp_path: Path) -> None:
+    """From the bundle's folder, by run id `run`."""
+    ended = command("run", "--config_file", "configs/train_identity_vae.json", cwd=BUNDLE, output_dir=tmp_path)
+    assert ended.returncode == 1
+    last = ended.stderr.strip().splitlines()[-2:]
+    assert last[0] == (
+        f"MissingFileError: {tmp_path}/disentangler.pt is missing: stage 2 needs the networks of stage 1. Run first:"
+    )
+    assert last[1].strip() == (
+        f"python -m monai.bundle run training --config_file ./configs/train.json --output_dir {tmp_path}"
+    )
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_first_weights_depend_on_the_seed_alone(stage_1: Trained) -> None:
+    def first_weights(seed: int, disturbance: int) -> torch.Tensor:
+        torch.manual_seed(disturbance)
+        started = workflow("train.json", **stage_1.overrides, seed=seed)
+        started.initialize()
+        torch.rand(disturbance)
+        return started.parser.get_parsed_content("network_def").encoder.head.weight.detach()
+
+    assert torch.equal(first_weights(0, 3), first_weights(0, 5))
+    assert not torch.equal(first_weights(0, 3), first_weights(1, 3))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_one_network_on_different_images_and_one_of_them_writes(tmp_path: Path) -> None:
+    """Both start without a cohort: rank 0 makes it."""
+    end = [
+        "$torch.save({'weights': @network_def.state_dict(), 'images': @train#loader.sampler.indices(0)['ori']}, "
+        f"r'{tmp_path}/rank' + str(dist.get_rank()))",
+        "$dist.destroy_process_group()",
+    ]
+    files = [str(CONFIGS / "train.json"), str(CONFIGS / "multi_gpu_train.json")]
+    sizes = {f"manifest_path__{name}": value for name, value in SIZES.items()}
+    overrides = TINY | sizes | {"output_dir": tmp_path / "output", "dataset_dir": tmp_path / "data", "finalize": end}
+    launch = ("--standalone", "--nproc_per_node=2", "-m", "monai.bundle", "run", "training", "--config_file")
+    ended = command(*launch, str(files), cwd=tmp_path, module="torch.distributed.run", **overrides)
+    assert ended.returncode == 0, ended.stderr
+    first, second = (torch.load(tmp_path / f"rank{rank}", weights_only=False) for rank in (0, 1))
+    assert all(torch.equal(tensor, second["weights"][name]) for name, tensor in first["weights"].items())
+    assert not set(first["images"]) & set(second["images"])
+    assert len(list(tmp_path.rglob("events.out.tfevents.*"))) == 1
+    assert sorted(f.name for f in tmp_path.iterdir()) == ["data", "output", "rank0", "rank1"]
+    assert ended.stderr.count("GENERATED cohort") == 1
+
+
+# ---- What MONAI and the model zoo ask of a bundle ----
+
+
+@pytest.mark.parametrize("files", COMBINATIONS, ids="+".join)
+def test_both_run_ids_do_the_same_with_every_overlay(files: tuple[str, ...]) -> None:
+    parser = ConfigParser()
+    parser.read_config([str(CONFIGS / name) for name in files[1:]])
+    parser.parse()
+    assert parser[files[0]] == parser["run"] and parser["run"]
+
+
+@pytest.mark.parametrize("files", [c for c in COMBINATIONS if len(c) == 3], ids="+".join)
+def test_overlays_pass_the_check_of_overrides(files: tuple[str, ...]) -> None:
+    started = workflow(*files[1:])
+    checks = [i for i, step in enumerate(started.parser["initialize"]) if "refuse_misspelt" in str(step)]
+    assert len(checks) == 1  # an overlay's own steps come behind it
+    started.parser["initialize"] = [started.parser["initialize"][checks[0]]]
+    started.initialize()
+
+
+def test_no_required_property_is_missing(trained: Trained, pictures: Path, tmp_path: Path) -> None:
+    for name in ("train.json", "train_identity_vae.json"):
+        training = workflow(name, **trained.overrides | {"output_dir": str(tmp_path)}, **disentangler(name, trained))
+        training.initialize()
+        assert training.check_properties() == []
+    inference = workflow("inference.json", kind="infer", dataset_dir=str(pictures), output_dir=str(tmp_path))
+    inference.initialize()
+    assert inference.check_properties() == []
+
+
+def disentangler(name: str, trained: Trained) -> dict[str, str]:
+    return {"disentangler": str(trained.output / "disentangler.pt")} if "vae" in name else {}
+
+
+@pytest.mark.parametrize("where", [BUNDLE, BUNDLE.parent.parent], ids=["bundle", "root"])
+def test_the_bundle_finds_itself(where: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(where)
+    for name in STAND_ALONE:
+        parser = ConfigParser(config(name))
+        assert Path(parser.get_parsed_content("bundle_root")).resolve() == BUNDLE
+        assert Path(parser.get_parsed_content("output_dir")).resolve().is_relative_to(BUNDLE / "output")
+
+
+def test_the_network_maps_the_declared_input_to_the_declared_output() -> None:
+    verify_net_in_out(
+        "network_def", str(CONFIGS / "metadata.json"), str(CONFIGS / "inference.json"), device="cpu", bundle_root="."
+    )
+
+
+def test_the_exported_network_is_the_networks_equal(trained: Trained, tmp_path: Path) -> None:
+    exported, weights = tmp_path / "model.ts", trained.output / "model.pt"
+    options = {"meta_file": str(CONFIGS / "metadata.json"), "config_file": str(CONFIGS / "inference.json")}
+    ckpt_export("network_def", str(exported), str(weights), **options, image_size=TINY["image_size"])
+    parser = ConfigParser(config("inference.json") | {"image_size": TINY["image_size"]})
+    eager = parser.get_parsed_content("network_def")
+    eager.load_state_dict(torch.load(weights, weights_only=True))
+    image, made = torch.rand(2, 1, 32, 32) * 2 - 1, []
+    for network in (eager.eval(), torch.jit.load(str(exported)).eval()):
+        torch.manual_seed(7)
+        with torch.no_grad():
+            made.append(network(image))
+    assert torch.allclose(made[0], made[1], atol=1e-6)
+
+
+def test_metadata_fits_the_schema_and_the_version_is_in_the_changelog(tmp_path: Path) -> None:
+    schema = shutil.copy(Path(__file__).parent / "schema" / "metadata.schema.json", tmp_path / "schema.json")
+    verify_metadata(str(CONFIGS / "metadata.json"), str(schema))
+    metadata = config("metadata.json")
+    assert metadata["version"] in metadata["changelog"]
+    for part in ("inputs", "outputs"):
+        for tensor in metadata["network_data_format"][part].values():
+            assert tensor["spatial_shape"] == [config("inference.json")["image_size"]] * 2
+            assert tensor["num_channels"] == config("inference.json")["channels"]
+
+
+def test_the_bundle_has_the_model_zoos_files() -> None:
+    for name in ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json"):
+        assert (BUNDLE / name).stat().st_size > 0, name
+
+
+def test_the_documentation_names_every_config() -> None:
+    text = (BUNDLE / "docs" / "README.md").read_text()
+    missing = [f.name for f in CONFIGS.iterdir() if f.name not in text and f.suffix == ".json"]
+    assert missing == []
+
+
+def test_logging_conf_is_accepted_by_monai(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    applied = []
+    monkeypatch.setattr(logging.config, "fileConfig", lambda *args, **kwargs: applied.append(args))
+    monkeypatch.setattr("monai.bundle.workflows.fileConfig", logging.config.fileConfig)
+    ConfigWorkflow(str(CONFIGS / "train.json"))
+    assert len(applied) == 1
+
+
+# ---- The configs agree with each other and with the code ----
+
+
+def test_network_definitions_are_the_same_wherever_they_are_repeated() -> None:
+    train, stage_2, evaluate, inference = (config(name) for name in STAND_ALONE)
+    networks = [train["network_def"], stage_2["network_def"], evaluate["disentangler"], inference["disentangler"]]
+    assert all(network == networks[0] for network in networks)
+    assert stage_2["identity_vae"] == evaluate["network_def"]["identity_vae"]
+    assert evaluate["network_def"] == inference["network_def"]
+    for name in ("bundle_root", "image_size", "channels", "num_classes", "latent_sizes"):
+        assert all(other[name] == train[name] for other in (stage_2, evaluate, inference)), name
+
+
+@pytest.mark.parametrize("name", sorted(f.name for f in CONFIGS.glob("*.json")))
+def test_every_weighted_term_is_known(name: str) -> None:
+    known = VAE_TERMS if "vae" in name else TERMS
+    weights = config(name).get("weights")
+    assert weights is None or set(weights) == set(known)
+
+
+def test_overlays_of_weights_go_term_by_term() -> None:
+    """An overlay's dict replaces the base's, so that a term cannot keep a forgotten weight."""
+    assert set(config("paper.json")["weights"]) == set(config("train.json")["weights"])
+
+
+@pytest.mark.parametrize("name", STAND_ALONE)
+def test_a_misspelt_override_is_refused_by_name(name: str) -> None:
+    wrong, right = {
+        "evaluate.json": ("verifier_step", "verifier_steps"),
+        "inference.json": ("batchsize", "batch_size"),
+    }.get(name, ("max_epoch", "max_epochs"))
+    with pytest.raises(RuntimeError) as refused:
+        workflow(name, max_epoch=1, **{} if wrong == "max_epoch" else {wrong: 1}).initialize()
+    error = unwrapped(refused.value)
+    assert isinstance(error, OverrideError)
+    assert "'max_epoch' (given: 1) is read by nothing" in str(error)
+    assert f"'{wrong}' (given: 1) is read by nothing; did you mean '{right}'?" in str(error)
+
+
+@pytest.mark.parametrize("name", sorted(f.name for f in CONFIGS.glob("*.json")))
+def test_every_component_is_named_in_full_and_exists(name: str) -> None:
+    def targets(node: Any) -> list[str]:
+        if isinstance(node, dict):
+            own = [node["_target_"]] if "_target_" in node else []
+            return own + [t for v in node.values() for t in targets(v)]
+        return [t for v in node for t in targets(v)] if isinstance(node, list) else []
+
+    named = [target for target in targets(config(name)) if not target.startswith("@")]
+    assert [target for target in named if "." not in target or locate(target) is None] == []
+
+
+# ---- Evaluation ----
+
+
+def test_judging_then_evaluating_writes_rows_and_report(trained: Trained, tmp_path: Path) -> None:
+    tiny = {"image_size": 32, "verifier_steps": 2, "medical_steps": 2, "bootstrap": 5, "plain_vae_epochs": 1}
+    where = {"output_dir": str(tmp_path / "tables"), "judges_dir": str(tmp_path / "judges")}
+    options = tiny | where | {"manifest": str(trained.manifest), "model_file": str(trained.output / "model.pt")}
+    execute("evaluate.json", "quick_evaluate.json", run_id="judging", **options)
+    judges = {f: f.stat().st_mtime_ns for f in (tmp_path / "judges").glob("*.safetensors")}
+    assert judges and not (tmp_path / "tables").exists()
+    execute("evaluate.json", "quick_evaluate.json", run_id="evaluating", **options)
+    assert judges == {f: f.stat().st_mtime_ns for f in (tmp_path / "judges").glob("*.safetensors")}
+    rows = [json.loads(line) for line in (tmp_path / "tables" / "rows.jsonl").read_text().splitlines()]
+    methods = {row["method"] for row in rows}
+    assert {"reconstruction", "identity replacement", "medical replacement", "VAE (plain)"} <= methods
+    assert "Table 3" in (tmp_path / "tables" / "report.md").read_text()
+
+
+# ---- Inference ----
+
+
+def anonymise(pictures: Path, output: Path, **overrides: Any) -> None:
+    execute("inference.json", kind="infer", dataset_dir=str(pictures), output_dir=str(output), **overrides)
+
+
+def test_what_the_network_returns_is_written_upright_pixel_by_pixel(pictures: Path, tmp_path: Path) -> None:
+    """An identity in place of the network: files, orientation and the range are all that is left."""
+    (tmp_path / "any.pt").touch()
+    same = {"network_def": {"_target_": "torch.nn.Identity"}, "load": "$lambda: None", "image_size": 32}
+    anonymise(pictures, tmp_path / "out", **same, model_file=str(tmp_path / "any.pt"))
+    for name in ("a/x.png", "b/x.png", "b/n.a.m.e.PNG"):
+        with Image.open(pictures / name) as before, Image.open(tmp_path / "out" / result(name)) as after:
+            assert after.mode == "L" and np.array_equal(np.asarray(after), np.asarray(before)), name
+
+
+def result(name: str) -> Path:
+    path = Path(name)
+    return path.with_name(f"{path.stem}_anonymised.png")
+
+
+def test_a_folder_becomes_anonymised_files_of_the_same_names(trained: Trained, pictures: Path, tmp_path: Path) -> None:
+    model = {"image_size": 32, "model_file": str(trained.output / "model.pt")}
+    anonymise(pictures, tmp_path / "one", **model)
+    made = sorted(f.relative_to(tmp_path / "one") for f in (tmp_path / "one").rglob("*") if f.is_file())
+    assert made == sorted(result(str(f.relative_to(pictures))) for f in pictures.rglob("*") if f.is_file())
+    with pytest.raises(RuntimeError) as refused:
+        anonymise(pictures, tmp_path / "one", **model)
+    assert isinstance(unwrapped(refused.value), FolderError) and "--overwrite True" in str(unwrapped(refused.value))
+    anonymise(pictures, tmp_path / "two", **model)
+    anonymise(pictures, tmp_path / "other", **model, seed=1)
+    pixels = [[np.asarray(Image.open(tmp_path / run / name)) for name in made] for run in ("one", "two", "other")]
+    assert all(np.array_equal(a, b) for a, b in zip(pixels[0], pixels[1]))
+    assert not any(np.array_equal(a, b) for a, b in zip(pixels[0], pixels[2]))
+
+
+@pytest.mark.parametrize("name", ["evaluate.json", "inference.json"])
+def test_without_a_model_the_commands_that_make_one_are_named(name: str, tmp_path: Path, pictures: Path) -> None:
+    missing = {"model_file": str(tmp_path / "none.pt"), "dataset_dir": str(pictures)}
+    started = workflow(name, **missing, output_dir=str(tmp_path / "out"))
+    started.initialize()
+    with pytest.raises(RuntimeError) as refused:
+        started.run()
+    error = unwrapped(refused.value)
+    assert isinstance(error, MissingFileError) and str(error).startswith(f"{tmp_path}/none.pt is missing")
+    assert "configs/train.json" in str(error) and "configs/train_identity_vae.json" in str(error)
+
+
+def test_pre_and_postprocessing_need_monai_only() -> None:
+    """MONAI Deploy runs them without this package."""
+    inference = config("inference.json")
+    text = json.dumps([inference["preprocessing"], inference["postprocessing"]])
+    assert "monai_anon" not in text
+    for expression in (part for part in text.split('"') if part.startswith("$")):
+        ast.parse(expression[1:])
