@@ -1,5 +1,6 @@
 """The newcomer's path: the documented commands, one after the other, into one folder."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -63,11 +64,13 @@ def run_demo(bundle: Path, output: Path, seed: int = 0, say: Callable[[str], Non
         DemoFailed: a command failed.
     """
     say("This demo uses the GENERATED cohort: phantom images, nobody's. For your own data see README, --manifest.")
+    # MONAI warns at every start that configs are code; these are ours.
+    environment = os.environ | {"PYTHONWARNINGS": "ignore:parsing config_file"}
     started = time.monotonic()
     for number, stage in enumerate(demo_stages(bundle, output, seed), start=1):
         say(f"\n[{number}/5] {stage.title}\n$ {printed(stage.command)}")
         before = time.monotonic()
-        code = subprocess.run(stage.command, check=False).returncode
+        code = subprocess.run(stage.command, check=False, env=environment).returncode
         if code:
             raise DemoFailed(
                 f"step {number} ({stage.title}) ended with exit code {code}; run the command above to see more"

@@ -5,136 +5,18 @@ A step knows no files, no logging and no epochs. `progress` in [0, 1] is the sha
 functions of it and an iteration's randomness is seeded by the trainer, so a resumed run repeats the uninterrupted one.
 """
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor
 
 from monai_anon import losses
 from monai_anon.networks import Discriminator, Disentangler, IdentityVAE, LatentClassifier, Latents, Recogniser
+from monai_anon.optimisation import Optimisation, Updater, frozen
 
 Batch = Mapping[str, Tensor]
-
-
-# ---- Optimisation, the same for every stage ----
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """Adam's settings. `lr` rises over `warmup` (share of the training) and falls by a half cosine to `final` times
-    itself.
-
-    `warmup=0, final=1` keeps it constant (the paper). `clip` is the largest gradient norm (0: none), `ema` the
-    averaging factor a step (0: no average), `bf16` runs the networks in bfloat16 under autocast.
-    """
-
-    lr: float = 2e-3
-    warmup: float = 0.02
-    final: float = 0.02
-    clip: float = 5.0
-    ema: float = 0.995
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    bf16: bool = False
-
-    def factor(self, progress: float) -> float:
-        """Learning rate over `lr` at `progress` in [0, 1]."""
-        if progress < self.warmup:
-            return (progress + 1e-3) / (self.warmup + 1e-3)
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def bf16_pays(device: torch.device | str) -> bool:
-    """Whether bfloat16 networks are faster than float32 on `device`: GPUs since Ampere, CPUs with AVX512-BF16."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
-
-
-class Updater:
-    """One Adam over some networks: learning-rate schedule, clipping, gradients over ranks, exponential average."""
-
-    def __init__(self, modules: Iterable[nn.Module], optimisation: Optimisation, averaged: nn.Module | None = None):
-        self.parameters = [p for module in modules for p in module.parameters()]
-        self.settings = optimisation
-        self.optimizer = torch.optim.AdamW(
-            self.parameters,
-            lr=optimisation.lr,
-            betas=optimisation.betas,
-            weight_decay=optimisation.weight_decay,
-            foreach=True,
-        )
-        self.average: AveragedModel | None = None
-        if averaged is not None and optimisation.ema > 0:
-            decay = get_ema_multi_avg_fn(optimisation.ema)
-            self.average = AveragedModel(averaged, multi_avg_fn=decay, use_buffers=True).requires_grad_(False).eval()
-        self.averaged = averaged
-
-    @property
-    def smoothed(self) -> nn.Module:
-        """The exponential average of the averaged network, or the network itself."""
-        if self.average is not None:
-            return self.average.module
-        if self.averaged is None:
-            raise ValueError("this updater averages no network")
-        return self.averaged
-
-    def update(self, loss: Tensor, progress: float) -> None:
-        """Backward and one Adam step at the schedule's learning rate."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * self.settings.factor(progress)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        average_gradients(self.parameters)
-        if self.settings.clip > 0:
-            nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
-        self.optimizer.step()
-        if self.average is not None and self.averaged is not None:
-            self.average.update_parameters(self.averaged)
-
-    def state_dict(self) -> dict[str, Any]:
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
-        return state | ({"average": self.average.state_dict()} if self.average is not None else {})
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean of the gradients over all ranks by one flat all-reduce; nothing to do in a single process.
-
-    In place of DistributedDataParallel, which forbids what these steps do: several networks, several passes, parts
-    frozen in between.
-    """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    for p, g in zip(parameters, (flat / dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
-        p.grad = g.view_as(p)
-
-
-@contextmanager
-def frozen(network: nn.Module) -> Iterator[nn.Module]:
-    """The network as a fixed function: gradients pass through to its input, none reach its weights."""
-    trainable = [p for p in network.parameters() if p.requires_grad]
-    for p in trainable:
-        p.requires_grad_(False)
-    try:
-        yield network
-    finally:
-        for p in trainable:
-            p.requires_grad_(True)
 
 
 # ---- Identity objectives: Siamese or multi-class is one injected object ----
@@ -548,50 +430,3 @@ class IdentityVAEStep:
     def parts(self) -> dict[str, Any]:
         """Everything a checkpoint must hold."""
         return {"vae": self.vae, "updater": self.updater}
-
-
-# ---- Recognisers: the guide of stage 1, and the judges ----
-
-
-class RecogniserStep:
-    """One network, one objective: `objective(network, batch)` returns named unweighted terms that are summed.
-
-    The guide of stage 1 is fitted on the finding; judges bring their own networks and objectives.
-    """
-
-    def __init__(
-        self, network: nn.Module, objective: Callable[[nn.Module, Batch], dict[str, Tensor]], optimisation: Optimisation
-    ):
-        self.network, self.objective = network, objective
-        self.updater = Updater([network], optimisation, averaged=network)
-        self.bf16 = optimisation.bf16
-
-    def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Named unweighted terms."""
-        self.network.train()
-        with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.bf16):
-            terms = self.objective(self.network, batch)
-        self.updater.update(torch.stack(list(terms.values())).sum(), progress)
-        return {name: value.detach() for name, value in terms.items()}
-
-    def parts(self) -> dict[str, Any]:
-        """Everything a checkpoint must hold."""
-        return {"network": self.network, "updater": self.updater}
-
-
-def finding_objective(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Cross-entropy of the finding on both images of a pair, slightly shifted and exposed otherwise (see `jitter`)."""
-    images = jitter(torch.cat([batch["i_ori"], batch["i_tar"]]))
-    label = torch.cat([batch["finding_ori"], batch["finding_tar"]])
-    return {"finding": losses.classification_loss(network(images).float(), label)}
-
-
-def jitter(images: Tensor, shift: int = 4, contrast: float = 0.15, noise: float = 0.02) -> Tensor:
-    """Training-time nuisance: one whole-pixel shift a batch, gain and offset a picture, a little noise; no flips (side
-    matters).
-    """
-    offsets = torch.randint(-shift, shift + 1, (2,)).tolist()
-    rolled = torch.roll(images, offsets, dims=(2, 3))
-    gain, offset = (torch.rand(2, len(images), 1, 1, 1, device=images.device) * 2 - 1).unbind(0)
-    changed = rolled * (1 + contrast * gain) + contrast * offset
-    return changed + noise * torch.randn_like(images)

@@ -28,8 +28,9 @@ from monai_anon.handlers import (
     save_weights,
 )
 from monai_anon.networks import IdentityVAE, Latents
+from monai_anon.optimisation import Optimisation
 from monai_anon.readers import to_uint8
-from monai_anon.steps import ContrastiveIdentity, DisentanglementStep, Optimisation, Recipe
+from monai_anon.steps import ContrastiveIdentity, DisentanglementStep, Recipe
 
 # ---- A trainer whose losses are logged to the last digit ----
 

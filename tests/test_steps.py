@@ -12,6 +12,8 @@ from torch import nn
 
 from monai_anon import losses
 from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recogniser
+from monai_anon.optimisation import Optimisation, Updater, bf16_pays, frozen
+from monai_anon.recognition import RecogniserStep, finding_objective, jitter
 from monai_anon.steps import (
     SWAP_TERMS,
     TERMS,
@@ -20,15 +22,8 @@ from monai_anon.steps import (
     ContrastiveIdentity,
     DisentanglementStep,
     IdentityVAEStep,
-    Optimisation,
     Recipe,
-    RecogniserStep,
     SiameseIdentity,
-    Updater,
-    bf16_pays,
-    finding_objective,
-    frozen,
-    jitter,
     latent_statistics,
 )
 

@@ -19,7 +19,8 @@ from monai_anon.evaluation.tables import Row, report, stamp, write_tables
 from monai_anon.identities import AveragedIdentities, Gallery, IdentityPairs, SampledIdentities, build_gallery
 from monai_anon.manifest import load_manifest
 from monai_anon.networks import Disentangler, IdentityVAE
-from monai_anon.steps import IdentityVAEStep, Optimisation
+from monai_anon.optimisation import Optimisation
+from monai_anon.steps import IdentityVAEStep
 
 logger = logging.getLogger("monai_anon")
 
