@@ -9,7 +9,7 @@
 | Eq. 5, identity VAE | `identity_reconstruction_loss`, `kl_loss`, `negative_entropy_loss` |
 | Eq. 6, Siamese identity | `siamese_loss` |
 | Eq. 7, Siamese VAE | Eq. 5's first two and `repulsion_loss` |
-| ours | `pixel_loss`, `contrastive_loss`, `rate_loss`, `feature_matching_loss` |
+| ours | `pixel_loss`, `contrastive_loss`, `rate_loss`, `evidence_matching_loss` |
 | shared | `latent_distance`, `gaussian_band`, `ssim` |
 
 Conventions: images `(B, C, H, W)` in [-1, 1]; every loss is one scalar, a mean over the batch, unweighted. Distances
@@ -244,10 +244,10 @@ def rate_loss(latent: Tensor, noise: float) -> Tensor:
     return (0.5 * latent.square() + constant).sum(1).mean()
 
 
-def feature_matching_loss(features_gen: Tensor, features_real: Tensor) -> Tensor:
-    """Mean squared difference of a medical recogniser's feature maps `(B, F, H, W)`, relative to the real maps' mean
-    square.
+def evidence_matching_loss(evidence_gen: Tensor, evidence_real: Tensor) -> Tensor:
+    """Mean squared difference of a recogniser's class activation maps `(B, K, h, w)`, relative to the real maps'.
 
-    The finding is what a medical network sees and where it sees it, not one bit of label (after Salimans et al. 2016).
+    The finding is what a medical network sees and where it sees it, not one bit of label. The maps, not the features
+    under them (feature matching, Salimans et al. 2016): those hold anatomy too, and tied the person to the image.
     """
-    return (features_gen - features_real).square().mean() / features_real.square().mean().clamp_min(1e-6)
+    return (evidence_gen - evidence_real).square().mean() / evidence_real.square().mean().clamp_min(1e-6)

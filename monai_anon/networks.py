@@ -300,6 +300,14 @@ class Recogniser(nn.Module):
         """The last convolutional map `(B, F, S/16, S/16)` for four widths."""
         return self.body(image)
 
+    def evidence(self, features: Tensor) -> Tensor:
+        """Class activation maps `(B, K, h, w)` (Zhou et al. 2016): each place's share of the logits, less their mean.
+
+        Where a finding is seen and how much of it, with little of the anatomy around it.
+        """
+        maps = F.conv2d(features.float(), self.head.weight[:, :, None, None].float())
+        return maps - maps.mean(1, keepdim=True)
+
     def classify(self, features: Tensor) -> Tensor:
         """Finding logits `(B, K)` of a feature map."""
         return self.head(features.mean((2, 3))).float()

@@ -45,7 +45,7 @@ def finding_objective(network: nn.Module, batch: Batch) -> dict[str, Tensor]:
     return {"finding": losses.classification_loss(network(images).float(), label)}
 
 
-def jitter(images: Tensor, shift: int = 4, contrast: float = 0.15, noise: float = 0.02) -> Tensor:
+def jitter(images: Tensor, shift: int = 4, contrast: float = 0.15, noise: float = 0.1) -> Tensor:
     """Training-time nuisance: one whole-pixel shift a batch, gain and offset a picture, a little noise; no flips (side
     matters).
     """

@@ -68,7 +68,7 @@ class ClassifiedIdentity:
 
 # ---- Stage 1: disentanglement ----
 
-SWAP_TERMS = ("disentanglement", "swap_finding", "feature_matching")
+SWAP_TERMS = ("disentanglement", "swap_finding", "evidence_matching", "swap_adversarial")
 TERMS = ("medical", "identity", "adversarial", "ssim", "psnr", "pixel", "medical_rate", "residual_rate", *SWAP_TERMS)
 
 
@@ -86,6 +86,7 @@ class Recipe:
         identity_from_same: decode with the identity of another image of the same patient.
         free_cycle: let Eq. 1 move its targets and the encoder on generated images (the paper), or only the decoder
             (ours).
+        veil: noise on images before the recogniser looks at them, in units of [-1, 1].
         alpha: Eq. 3's PSNR normalisation, dB.
     """
 
@@ -97,6 +98,7 @@ class Recipe:
     noisy_swaps: bool = True
     identity_from_same: bool = True
     free_cycle: bool = False
+    veil: float = 0.0
     alpha: float = 48.0
 
     def __post_init__(self) -> None:
@@ -132,7 +134,8 @@ class DisentanglementStep:
         optimisation: Adam's settings, the same for the discriminator.
         identity_objective: Siamese, contrastive or multi-class.
         discriminator: needed when `adversarial` has a weight.
-        recogniser: needed when `swap_finding` or `feature_matching` has a weight; fitted before, frozen here.
+        swap_discriminator: needed when `swap_adversarial` has a weight; tells swapped images from reconstructions.
+        recogniser: needed when `swap_finding` or `evidence_matching` has a weight; fitted before, frozen here.
     """
 
     def __init__(
@@ -142,18 +145,21 @@ class DisentanglementStep:
         optimisation: Optimisation,
         identity_objective: IdentityObjective,
         discriminator: Discriminator | None = None,
+        swap_discriminator: Discriminator | None = None,
         recogniser: Recogniser | None = None,
     ):
         weighted = {t for t, w in recipe.weights.items() if w > 0}
-        if "adversarial" in weighted and discriminator is None:
-            raise ValueError("the term 'adversarial' has a weight but no discriminator is given")
-        if weighted & {"swap_finding", "feature_matching"} and recogniser is None:
-            raise ValueError("the terms 'swap_finding' and 'feature_matching' need a recogniser, or weight 0")
+        critics = {"adversarial": discriminator, "swap_adversarial": swap_discriminator}
+        for term, network in critics.items():
+            if term in weighted and network is None:
+                raise ValueError(f"the term '{term}' has a weight but no discriminator is given")
+        if weighted & {"swap_finding", "evidence_matching"} and recogniser is None:
+            raise ValueError("the terms 'swap_finding' and 'evidence_matching' need a recogniser, or weight 0")
         self.model, self.recipe, self.identity_objective = model, recipe, identity_objective
-        self.discriminator = discriminator if "adversarial" in weighted else None
+        self.critics = {term: n for term, n in critics.items() if term in weighted and n is not None}
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
         self.updater = Updater([model], optimisation, averaged=model)
-        self.discriminator_updater = Updater([self.discriminator], optimisation) if self.discriminator else None
+        self.critic_updaters = {term: Updater([network], optimisation) for term, network in self.critics.items()}
         self.bf16 = optimisation.bf16
 
     def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
@@ -172,8 +178,13 @@ class DisentanglementStep:
 
         # The discriminator moves first: its update in place would spoil a graph that already runs through it.
         moved = {}
-        if self.discriminator is not None:
-            moved["discriminator"] = self.discriminator_step(i_real, i_rec.detach(), progress)
+        if "adversarial" in self.critics:
+            images = losses.augment(torch.cat([i_real, i_rec.detach()]))
+            moved["discriminator"] = self.discriminator_step("adversarial", images, progress)
+        if "swap_adversarial" in self.critics and segments:
+            pairs = min(len(i_rec), len(i_gen))
+            images = torch.cat([i_rec[:pairs], i_gen[:pairs]]).detach()
+            moved["swap_discriminator"] = self.discriminator_step("swap_adversarial", images, progress)
 
         # Eq. 2 or 6 and Eq. 3 on the reconstructions.
         terms = self.classification_terms(active, z_ori, z_same, z_tar, batch)
@@ -272,18 +283,16 @@ class DisentanglementStep:
             terms["psnr"] = losses.psnr_loss(i_ori, i_rec, self.recipe.alpha)
         if "pixel" in active:
             terms["pixel"] = losses.pixel_loss(i_ori, i_rec)
-        if "adversarial" in active and self.discriminator is not None:
-            with frozen(self.discriminator) as discriminator:
+        if "adversarial" in active:
+            with frozen(self.critics["adversarial"]) as discriminator:
                 terms["adversarial"] = losses.adversarial_loss(self.run(discriminator, losses.augment(i_rec)))
         return terms
 
-    def discriminator_step(self, i_ori: Tensor, i_rec: Tensor, progress: float) -> Tensor:
-        """The discriminator's side of Eq. 3 on the images the decoder has just made."""
-        assert self.discriminator is not None and self.discriminator_updater is not None
-        images = losses.augment(torch.cat([i_ori, i_rec]))
-        real, generated = self.run(self.discriminator, images).chunk(2)
+    def discriminator_step(self, term: str, images: Tensor, progress: float) -> Tensor:
+        """The discriminator's side of Eq. 3: the first half of `images` is real to it, the second generated."""
+        real, generated = self.run(self.critics[term], images).chunk(2)
         loss = losses.discriminator_loss(real, generated)
-        self.discriminator_updater.update(loss, progress)
+        self.critic_updaters[term].update(loss, progress)
         return loss
 
     def swap_terms(
@@ -299,7 +308,10 @@ class DisentanglementStep:
         terms: dict[str, Tensor] = {}
         if "disentanglement" in active:
             terms["disentanglement"] = self.cycle(i_gen, z_ori, z_tar, segments)
-        if self.recogniser is not None and active & {"swap_finding", "feature_matching"}:
+        if "swap_adversarial" in active:
+            with frozen(self.critics["swap_adversarial"]) as discriminator:
+                terms["swap_adversarial"] = losses.adversarial_loss(self.run(discriminator, i_gen))
+        if self.recogniser is not None and active & {"swap_finding", "evidence_matching"}:
             terms |= self.finding_terms(active, i_gen, segments, batch, *reconstructed)
         return terms
 
@@ -321,19 +333,27 @@ class DisentanglementStep:
     def finding_terms(
         self, active: set[str], i_gen: Tensor, segments: list[Segment], batch: Batch, i_real: Tensor, i_rec: Tensor
     ) -> dict[str, Tensor]:
-        """The recogniser must see in a generated image what it sees in the image whose medical latent was decoded."""
+        """The recogniser must see in a generated image what it sees in the image whose medical latent was decoded.
+
+        It looks through noise: without it the decoder paints faint patterns that only the recogniser takes for fluid.
+        """
         assert self.recogniser is not None
+
+        def veiled(images: Tensor) -> Tensor:
+            return images + self.recipe.veil * torch.randn_like(images) if self.recipe.veil > 0 else images
+
         with torch.no_grad():
-            real = self.run(self.recogniser.features, torch.cat([i_real, batch["i_tar"]])).float()
+            real = self.run(self.recogniser.features, veiled(torch.cat([i_real, batch["i_tar"]]))).float()
         ori, tar = real.split([len(i_real), len(batch["i_tar"])])
         wanted = torch.cat([ori] + [(tar if name == "medical" else ori)[rows] for name, rows, _ in segments])
         label = torch.cat(
             [batch["finding_tar" if name == "medical" else "finding_ori"][rows] for name, rows, _ in segments]
         )
-        seen = self.run(self.recogniser.features, torch.cat([i_rec, i_gen])).float()
+        seen = self.run(self.recogniser.features, veiled(torch.cat([i_rec, i_gen]))).float()
         terms = {}
-        if "feature_matching" in active:
-            terms["feature_matching"] = losses.feature_matching_loss(seen, wanted)
+        if "evidence_matching" in active:
+            evidence = self.recogniser.evidence
+            terms["evidence_matching"] = losses.evidence_matching_loss(evidence(seen), evidence(wanted))
         if "swap_finding" in active:
             terms["swap_finding"] = losses.classification_loss(self.recogniser.classify(seen[len(i_rec) :]), label)
         return terms
@@ -341,8 +361,8 @@ class DisentanglementStep:
     def parts(self) -> dict[str, Any]:
         """Everything a checkpoint must hold."""
         parts: dict[str, Any] = {"model": self.model, "updater": self.updater}
-        if self.discriminator is not None:
-            parts |= {"discriminator": self.discriminator, "discriminator_updater": self.discriminator_updater}
+        for term, network in self.critics.items():
+            parts |= {f"{term}_discriminator": network, f"{term}_updater": self.critic_updaters[term]}
         return parts
 
 

@@ -412,12 +412,12 @@ def test_rate_without_noise_keeps_its_gradient():
     assert losses.rate_loss(torch.zeros(2, 3), 1.0) == 0
 
 
-def test_feature_matching_is_relative_to_the_real_maps():
+def test_evidence_matching_is_relative_to_the_real_maps():
     generated, real = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
     a, b = generated.double().numpy(), real.double().numpy()
     expected = ((a - b) ** 2).sum() / (b**2).sum()
-    assert float(losses.feature_matching_loss(generated, real)) == pytest.approx(expected, rel=1e-5)
+    assert float(losses.evidence_matching_loss(generated, real)) == pytest.approx(expected, rel=1e-5)
     torch.testing.assert_close(
-        losses.feature_matching_loss(7 * generated, 7 * real), losses.feature_matching_loss(generated, real)
+        losses.evidence_matching_loss(7 * generated, 7 * real), losses.evidence_matching_loss(generated, real)
     )
-    assert losses.feature_matching_loss(real, real) == 0
+    assert losses.evidence_matching_loss(real, real) == 0

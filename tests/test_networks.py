@@ -19,6 +19,7 @@ from monai_anon.networks import (
     LatentClassifier,
     Latents,
     Recogniser,
+    initialised,
     normalisation,
 )
 
@@ -275,3 +276,26 @@ def test_scripted_anonymizer_equals_the_eager_one(encoder, decoder):
         drawn = scripted(image)
         torch.manual_seed(3)
         torch.testing.assert_close(drawn, anonymizer(image))
+
+
+def test_evidence_adds_up_to_the_logits_and_has_no_mean_over_the_classes():
+    torch.manual_seed(0)
+    recogniser = Recogniser(1, 3, (8, 8, 8))
+    features = recogniser.features(torch.randn(4, 1, 32, 32))
+    evidence = recogniser.evidence(features)
+    assert evidence.shape == (4, 3, 4, 4)
+    logits = recogniser.classify(features) - recogniser.head.bias
+    assert torch.allclose(evidence.mean((2, 3)), logits - logits.mean(1, keepdim=True), atol=1e-5)
+    assert float(evidence.detach().mean(1).abs().max()) < 1e-6
+
+
+def test_initialised_takes_the_weights_of_a_file_or_says_which_file_does_not_fit(tmp_path):
+    source, other = Recogniser(1, 2, (8, 8)), Recogniser(1, 2, (8, 8))
+    torch.save(source.state_dict(), tmp_path / "a.pt")
+    assert initialised(other, None) is other
+    initialised(other, str(tmp_path / "a.pt"))
+    assert all(torch.equal(a, b) for a, b in zip(source.parameters(), other.parameters()))
+    with pytest.raises(ValueError, match=r"a\.pt"):
+        initialised(Recogniser(1, 2, (8, 16)), str(tmp_path / "a.pt"))
+    with pytest.raises(ValueError, match=r"absent\.pt"):
+        initialised(other, str(tmp_path / "absent.pt"))

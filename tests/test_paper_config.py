@@ -119,7 +119,7 @@ def test_the_built_step_weighs_and_updates_so(step: DisentanglementStep, stage_1
     assert not step.recipe.identity_from_same and not step.recipe.noisy_swaps
     assert step.recipe.swaps == Latents._fields
     assert step.recogniser is None and not step.bf16
-    for updater in (step.updater, step.discriminator_updater):
+    for updater in (step.updater, *step.critic_updaters.values()):
         assert updater is not None
         group = updater.optimizer.param_groups[0]
         assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (2e-5, (0.9, 0.999), 0.0)
@@ -138,8 +138,8 @@ def test_the_built_networks_have_the_authors_widths(step: DisentanglementStep) -
     assert decoder.dense.out_features == 256 * (64 // 16) ** 2
     assert encoder.head.in_features == AUTHORS["widths"][-1]  # global mean
     assert not encoder.unit_identity and decoder.pose is None
-    assert step.discriminator is not None and convolved(step.discriminator) == [128, 256, 512]
-    for network in (encoder, decoder, step.discriminator):
+    assert set(step.critics) == {"adversarial"} and convolved(step.critics["adversarial"]) == [128, 256, 512]
+    for network in (encoder, decoder, step.critics["adversarial"]):
         kinds = {type(m) for m in network.modules()}
         assert nn.BatchNorm2d in kinds and nn.GroupNorm not in kinds
     assert {m.p for m in encoder.modules() if isinstance(m, nn.Dropout2d)} >= {0.5}
