@@ -156,7 +156,7 @@ class Decoder(nn.Module):
         head: int = 4,
         norm: str = "group",
         film: bool = True,
-        canvas: int = 2,
+        canvas: int = 0,
     ):
         super().__init__()
         check_size(size, head * 2 ** (len(widths) - 1), "decoder")
