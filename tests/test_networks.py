@@ -183,7 +183,7 @@ def test_zoom_enlarges_rotation_turns_and_no_pose_is_absurd():
 
 
 def test_pose_is_read_from_the_residual_latent_alone():
-    decoder = Decoder(SIZE, 1, (8, 4), LATENT_SIZES)
+    decoder = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=2)
     z = Latents(*(latent.requires_grad_() for latent in random_latents(2)))
     decoder.pose(z.residual).sum().backward()
     assert decoder.pose.in_features == LATENT_SIZES[2]
