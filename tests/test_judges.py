@@ -9,10 +9,11 @@ import torch
 from safetensors.torch import save_file
 
 from monai_anon.evaluation import judges as module
+from monai_anon.evaluation.judge_training import augment
 from monai_anon.evaluation.judges import Judges, JudgeSchedule, quality, train_judges, verdict
 from monai_anon.evaluation.metrics import Interval
 
-TINY = JudgeSchedule(verifier_steps=60, medical_steps=60, batch_size=32, planes=(8, 8, 16, 16), checks=2)
+TINY = JudgeSchedule(verifier_steps=100, medical_steps=60, batch_size=32, planes=(8, 8, 16, 16), checks=2)
 
 
 def toy_cohort(patients=24, images=4, size=32, seed=0, columns=True):
@@ -107,6 +108,19 @@ def test_a_file_of_something_else_is_refused(tmp_path):
 def test_uint8_and_float_images_are_read_alike(trained):
     images = toy_cohort(4).images
     np.testing.assert_allclose(trained.embed(images), trained.embed(images.float() / 127.5 - 1), atol=1e-6)
+
+
+def test_judges_learn_from_blurred_images_too():
+    checks = torch.tensor([[0.0, 0.9], [0.9, 0.0]]).repeat(16, 16).expand(200, 1, -1, -1)
+    generator = torch.Generator().manual_seed(1)
+
+    def detail(blur):
+        images = augment(checks, generator, blur)
+        return (images[..., 1:] - images[..., :-1]).abs().mean((1, 2, 3))
+
+    sharp = detail(0.0).mean()
+    smooth = (detail(0.2) < 0.5 * sharp).float().mean()  # half of them, whatever the width drawn
+    assert 0.4 < float(smooth) < 0.6
 
 
 def test_a_verifier_needs_two_patients_with_two_images():
