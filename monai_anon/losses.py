@@ -10,6 +10,7 @@
 | Eq. 6, Siamese identity | `siamese_loss` |
 | Eq. 7, Siamese VAE | Eq. 5's first two and `repulsion_loss` |
 | ours | `pixel_loss`, `contrastive_loss`, `rate_loss`, `evidence_matching_loss` |
+| ours, independence | `class_centred`, `whitened`, `patient_correlation`, `finding_correlation`, `correlation_loss` |
 | shared | `latent_distance`, `gaussian_band`, `ssim` |
 
 Conventions: images `(B, C, H, W)` in [-1, 1]; every loss is one scalar, a mean over the batch, unweighted. Distances
@@ -123,25 +124,31 @@ def discriminator_loss(logit_real: Tensor, logit_gen: Tensor) -> Tensor:
 
 
 def augment(
-    images: Tensor, generator: torch.Generator | None = None, brightness: float = 0.5, crop: float = 0.125
+    images: Tensor,
+    generator: torch.Generator | None = None,
+    brightness: float = 0.5,
+    crop: float = 0.125,
+    contrast: float = 0.0,
+    flip: bool = True,
 ) -> Tensor:
     """Differentiable augmentation before the discriminator (section 3.1, after Karras et al. 2020): flip, brightness,
     random crop.
 
     Call it on the *concatenated* real and generated images: the authors' code augments both, without which the
     discriminator would learn the augmentation. Crops are shifts by up to `crop` of the side, filled with the border;
-    `brightness` is the largest shift.
+    `brightness` is the largest shift, `contrast` the largest change of the gain. Without `flip` sides stay as they are.
     """
     b, _, height, width = images.shape
-    draw = torch.rand(4, b, generator=generator, device=images.device)
-    flip = (draw[0] < 0.5).float() * -2 + 1
+    draw = torch.rand(5 if contrast else 4, b, generator=generator, device=images.device)
     theta = torch.zeros(b, 2, 3, device=images.device)
-    theta[:, 0, 0], theta[:, 1, 1] = flip, 1.0
+    theta[:, 0, 0], theta[:, 1, 1] = (draw[0] < 0.5).float() * -2 + 1 if flip else 1.0, 1.0
     # Whole pixels: bilinear sampling at fractions would blur, and the discriminator would learn to expect blur.
     theta[:, 0, 2] = ((draw[1] * 2 - 1) * crop * width).round() * 2 / width
     theta[:, 1, 2] = ((draw[2] * 2 - 1) * crop * height).round() * 2 / height
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     shifted = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    if contrast:
+        shifted = shifted * (1 + (draw[4] * 2 - 1)[:, None, None, None] * contrast)
     return shifted + (draw[3] * 2 - 1)[:, None, None, None] * brightness
 
 
@@ -242,6 +249,54 @@ def rate_loss(latent: Tensor, noise: float) -> Tensor:
     """
     constant = 0.5 * (noise**2 - 1) - math.log(noise) if noise > 0 else 0.0
     return (0.5 * latent.square() + constant).sum(1).mean()
+
+
+def class_centred(z: Tensor, finding: Tensor) -> Tensor:
+    """`(B, D)` less the mean of each finding's images."""
+    members = F.one_hot(finding).to(z.dtype)
+    return z - members @ (members.T @ z / members.sum(0)[:, None].clamp_min(1))
+
+
+def whitened(z: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
+    """`(B, D)` with mean 0 in units in which `covariance` `(D, D)` plus noise of standard deviation `(D,)` is the
+    identity.
+
+    In these units a small direction counts as much as a large one, but what is far below the noise counts for nothing:
+    squared correlations are then, to lowest order, twice the Gaussian mutual information.
+    """
+    total = covariance + torch.diag(noise.square() + 1e-6)
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(total), (z - z.mean(0)).T, upper=False).T
+
+
+def patient_correlation(whitened_ori: Tensor, whitened_same: Tensor, has_same: Tensor) -> Tensor:
+    """Correlations `(D, D)` of a whitened latent `(B, D)` between two images of one patient: 0 where it says nothing
+    (linear) of who the patient is.
+    """
+    return (whitened_ori * has_same[:, None]).T @ whitened_same / has_same.sum().clamp_min(1)
+
+
+def finding_correlation(evidence: Tensor, whitened_residual: Tensor) -> Tensor:
+    """Correlations `(K h w, R)` of the residual `(B, R)` with a recogniser's class activation maps `(B, K, h, w)`: 0
+    where the residual says nothing (linear) of where a finding is seen and how much of it.
+
+    The maps share one scale, so that places where nothing ever is count little: the squares of a column sum to 1 at
+    most. Against the maps and not the medical latent: that could claim the pose, which would then be lost to the
+    residual (measured).
+    """
+    maps = evidence.float().flatten(1)
+    maps = maps - maps.mean(0)
+    maps = maps / (maps.square().mean(0).sum() + 1e-6).sqrt()
+    return maps.T @ whitened_residual / len(maps)
+
+
+def correlation_loss(correlation: Tensor, before: Tensor) -> Tensor:
+    """Sum of squared correlations, one factor from this batch and one the mean of batches before.
+
+    A batch's own squares would sum to their number over B even for independent latents, more than a leak of one
+    direction does; the mean over batches before has little noise, and independent noise in the two factors cancels in
+    expectation.
+    """
+    return (correlation * before).sum()
 
 
 def evidence_matching_loss(evidence_gen: Tensor, evidence_real: Tensor) -> Tensor:

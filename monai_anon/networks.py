@@ -7,6 +7,7 @@ stem, group normalisation, about 2 M parameters each); the authors' widths are s
 
 import math
 from collections.abc import Sequence
+from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
@@ -352,13 +353,18 @@ class Disentangler(nn.Module):
 def initialised(model: nn.Module, path: str | None) -> nn.Module:
     """`model` with the weights of a file (tensors only), to go on from a trained one; None leaves it as it is.
 
+    The file is a stage's own (`disentangler.pt`), or a `model.pt` of both stages, of which the first is taken.
+
     Raises:
         ValueError: the file is missing or does not fit; names it.
     """
     if path is None:
         return model
     try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except (OSError, RuntimeError) as error:
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+        stage = "disentangler."
+        first = {name.removeprefix(stage): tensor for name, tensor in weights.items() if name.startswith(stage)}
+        model.load_state_dict(first or weights)
+    except (OSError, RuntimeError, AttributeError, UnpicklingError) as error:
         raise ValueError(f"initial_weights {path} cannot be used for these networks: {error}") from error
     return model

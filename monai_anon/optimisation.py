@@ -102,13 +102,25 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
     In place of DistributedDataParallel, which forbids what these steps do: several networks, several passes, parts
     frozen in between.
     """
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+    if not distributed():
         return
     grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([g.flatten() for g in grads])
-    dist.all_reduce(flat)
-    for p, g in zip(parameters, (flat / dist.get_world_size()).split([g.numel() for g in grads]), strict=True):
+    flat = average_over_ranks(torch.cat([g.flatten() for g in grads]))
+    for p, g in zip(parameters, flat.split([g.numel() for g in grads]), strict=True):
         p.grad = g.view_as(p)
+
+
+def average_over_ranks(tensor: Tensor) -> Tensor:
+    """Mean of a tensor over all ranks; the tensor itself in a single process."""
+    if not distributed():
+        return tensor
+    dist.all_reduce(tensor)
+    return tensor / dist.get_world_size()
+
+
+def distributed() -> bool:
+    """Whether more than one process trains."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager

@@ -1,5 +1,4 @@
-"""One training iteration per stage, written as the algorithm is: networks and a batch in, named unweighted loss terms
-out.
+"""Stage 1's iteration, written as the algorithm is: networks and a batch in, named unweighted loss terms out.
 
 A step knows no files, no logging and no epochs. `progress` in [0, 1] is the share of the training done: schedules are
 functions of it and an iteration's randomness is seeded by the trainer, so a resumed run repeats the uninterrupted one.
@@ -7,69 +6,34 @@ functions of it and an iteration's randomness is seeded by the trainer, so a res
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from monai_anon import losses
-from monai_anon.networks import Discriminator, Disentangler, IdentityVAE, LatentClassifier, Latents, Recogniser
+from monai_anon.identity_objectives import Batch, IdentityObjective
+from monai_anon.independence import FindingCorrelation, PatientCorrelation
+from monai_anon.networks import Discriminator, Disentangler, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
-
-Batch = Mapping[str, Tensor]
-
-
-# ---- Identity objectives: Siamese or multi-class is one injected object ----
-
-
-class IdentityObjective(Protocol):
-    """What makes the identity latent hold the identity: latents of the three images and the batch to one scalar."""
-
-    needs_target: ClassVar[bool]  # whether I_tar must be encoded for it
-
-    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class SiameseIdentity:
-    """Eq. 6 (paper) with its margin."""
-
-    margin: float = 0.1
-    needs_target: ClassVar[bool] = True
-
-    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
-        assert z_tar is not None
-        return losses.siamese_loss(z_ori.identity, z_same.identity, z_tar.identity, batch["has_same"], self.margin)
-
-
-@dataclass(frozen=True)
-class ContrastiveIdentity:
-    """Ours: supervised contrastive loss over the batch's patients."""
-
-    temperature: float = 0.1
-    needs_target: ClassVar[bool] = False
-
-    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
-        return losses.contrastive_loss(
-            z_ori.identity, z_same.identity, batch["patient_ori"], batch["has_same"], self.temperature
-        )
-
-
-@dataclass(frozen=True)
-class ClassifiedIdentity:
-    """Eq. 2 (paper), identity part: cross-entropy of C_id over the training patients."""
-
-    classifier: LatentClassifier
-    needs_target: ClassVar[bool] = False
-
-    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
-        return losses.classification_loss(self.classifier(z_ori.identity), batch["patient_ori"])
-
 
 # ---- Stage 1: disentanglement ----
 
 SWAP_TERMS = ("disentanglement", "swap_finding", "evidence_matching", "swap_adversarial")
-TERMS = ("medical", "identity", "adversarial", "ssim", "psnr", "pixel", "medical_rate", "residual_rate", *SWAP_TERMS)
+CORRELATIONS = ("patient_correlation", "finding_correlation")
+RECOGNISED = ("finding_correlation", "swap_finding", "evidence_matching")
+TERMS = (
+    "medical",
+    "identity",
+    "adversarial",
+    "ssim",
+    "psnr",
+    "pixel",
+    "medical_rate",
+    "residual_rate",
+    *CORRELATIONS,
+    *SWAP_TERMS,
+)
 
 
 @dataclass(frozen=True)
@@ -82,10 +46,14 @@ class Recipe:
         swaps: the latents that are replaced (i in Eq. 1).
         every_swap: make every swap of every image (the paper); else each image takes one, in turn.
         swaps_from: share of the training after which the swap terms join.
+        independence_from: share of the training after which the correlation terms join. Early latents all say the same,
+            and pulling them apart before they say anything stops the training (measured).
         noisy_swaps: noise also on swapped latents (ours), or in the reconstruction only (the authors' code).
         identity_from_same: decode with the identity of another image of the same patient.
         free_cycle: let Eq. 1 move its targets and the encoder on generated images (the paper), or only the decoder
             (ours).
+        vary: shift (up to 6 % of the side), expose (15 %) and contrast (15 %) every image otherwise each time; no flip,
+            since sides matter. For cohorts of some hundred images.
         veil: noise on images before the recogniser looks at them, in units of [-1, 1].
         alpha: Eq. 3's PSNR normalisation, dB.
     """
@@ -95,9 +63,11 @@ class Recipe:
     swaps: tuple[str, ...] = Latents._fields
     every_swap: bool = False
     swaps_from: float = 0.0
+    independence_from: float = 0.0
     noisy_swaps: bool = True
     identity_from_same: bool = True
     free_cycle: bool = False
+    vary: bool = False
     veil: float = 0.0
     alpha: float = 48.0
 
@@ -118,7 +88,8 @@ class Recipe:
 
     def active(self, progress: float) -> set[str]:
         """Names of the terms with a weight at this point of the training."""
-        return {t for t, w in self.weights.items() if w > 0 and (t not in SWAP_TERMS or progress >= self.swaps_from)}
+        start = dict.fromkeys(SWAP_TERMS, self.swaps_from) | dict.fromkeys(CORRELATIONS, self.independence_from)
+        return {term for term, weight in self.weights.items() if weight > 0 and progress >= start.get(term, 0.0)}
 
 
 Segment = tuple[str, slice, slice]
@@ -135,7 +106,7 @@ class DisentanglementStep:
         identity_objective: Siamese, contrastive or multi-class.
         discriminator: needed when `adversarial` has a weight.
         swap_discriminator: needed when `swap_adversarial` has a weight; tells swapped images from reconstructions.
-        recogniser: needed when `swap_finding` or `evidence_matching` has a weight; fitted before, frozen here.
+        recogniser: needed when one of `RECOGNISED` has a weight; fitted before, frozen here.
     """
 
     def __init__(
@@ -153,11 +124,18 @@ class DisentanglementStep:
         for term, network in critics.items():
             if term in weighted and network is None:
                 raise ValueError(f"the term '{term}' has a weight but no discriminator is given")
-        if weighted & {"swap_finding", "evidence_matching"} and recogniser is None:
-            raise ValueError("the terms 'swap_finding' and 'evidence_matching' need a recogniser, or weight 0")
+        if weighted & set(RECOGNISED) and recogniser is None:
+            raise ValueError(f"the terms {list(RECOGNISED)} need a recogniser, or weight 0")
         self.model, self.recipe, self.identity_objective = model, recipe, identity_objective
         self.critics = {term: n for term, n in critics.items() if term in weighted and n is not None}
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
+        self.patient_correlation = self.finding_correlation = None
+        noise = [recipe.noise.get(name, 0.0) for name in Latents._fields[1:]]
+        _, medical, residual = model.encoder.latent_sizes
+        if "patient_correlation" in weighted:
+            self.patient_correlation = PatientCorrelation([medical, residual], noise)
+        if "finding_correlation" in weighted and recogniser is not None:
+            self.finding_correlation = FindingCorrelation(recogniser.head.out_features, residual, noise[1])
         self.updater = Updater([model], optimisation, averaged=model)
         self.critic_updaters = {term: Updater([network], optimisation) for term, network in self.critics.items()}
         self.bf16 = optimisation.bf16
@@ -165,6 +143,7 @@ class DisentanglementStep:
     def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named unweighted terms (detached scalars) and statistics of the latents (`latent/...`)."""
         self.model.train()
+        batch = varied(batch) if self.recipe.vary else batch
         active = self.recipe.active(progress)
         swapping = bool(active & set(SWAP_TERMS))
 
@@ -190,9 +169,13 @@ class DisentanglementStep:
         terms = self.classification_terms(active, z_ori, z_same, z_tar, batch)
         terms |= self.realism_terms(active, i_real, i_rec)
 
+        # Ours: what the latents must not share.
+        features = self.look_at_real(active, [i_real, batch["i_tar"]] if segments else [i_real])
+        terms |= self.independence_terms(active, z_ori, z_same, batch, features[: len(i_real)])
+
         # Eq. 1 and our swap terms on the swapped images.
         if z_tar is not None and segments:
-            terms |= self.swap_terms(active, i_gen, z_ori, z_tar, segments, batch, (i_real, i_rec))
+            terms |= self.swap_terms(active, (i_rec, i_gen), z_ori, z_tar, segments, batch, features)
 
         statistics = latent_statistics(z_ori, z_same, batch["patient_ori"], batch["has_same"])
         self.updater.update(losses.weighted_sum(terms, self.recipe.weights), progress)
@@ -275,6 +258,20 @@ class DisentanglementStep:
                 terms[f"{name}_rate"] = losses.rate_loss(latent, self.recipe.noise.get(name, 0.0))
         return terms
 
+    def independence_terms(
+        self, active: set[str], z_ori: Latents, z_same: Latents, batch: Batch, features: Tensor
+    ) -> dict[str, Tensor]:
+        """`features`: the recogniser's, of I_ori and, where it is reconstructed, I_same."""
+        terms = {}
+        if "patient_correlation" in active and self.patient_correlation is not None:
+            terms["patient_correlation"] = self.patient_correlation.measure(z_ori, z_same, batch)
+        if "finding_correlation" in active and self.finding_correlation is not None and self.recogniser is not None:
+            residual = torch.cat([z_ori.residual, z_same.residual])[: len(features)]
+            terms["finding_correlation"] = self.finding_correlation.measure(
+                self.recogniser.evidence(features), residual
+            )
+        return terms
+
     def realism_terms(self, active: set[str], i_ori: Tensor, i_rec: Tensor) -> dict[str, Tensor]:
         terms = {}
         if "ssim" in active:
@@ -298,21 +295,25 @@ class DisentanglementStep:
     def swap_terms(
         self,
         active: set[str],
-        i_gen: Tensor,
+        generated: tuple[Tensor, Tensor],
         z_ori: Latents,
         z_tar: Latents,
         segments: list[Segment],
         batch: Batch,
-        reconstructed: tuple[Tensor, Tensor],
+        features: Tensor,
     ) -> dict[str, Tensor]:
+        """`generated`: reconstructions and swaps; `features`: the recogniser's, of the reconstructed and the target
+        images.
+        """
         terms: dict[str, Tensor] = {}
+        i_rec, i_gen = generated
         if "disentanglement" in active:
             terms["disentanglement"] = self.cycle(i_gen, z_ori, z_tar, segments)
         if "swap_adversarial" in active:
             with frozen(self.critics["swap_adversarial"]) as discriminator:
                 terms["swap_adversarial"] = losses.adversarial_loss(self.run(discriminator, i_gen))
-        if self.recogniser is not None and active & {"swap_finding", "evidence_matching"}:
-            terms |= self.finding_terms(active, i_gen, segments, batch, *reconstructed)
+        if active & {"swap_finding", "evidence_matching"}:
+            terms |= self.finding_terms(active, i_rec, i_gen, segments, batch, features)
         return terms
 
     def cycle(self, i_gen: Tensor, z_ori: Latents, z_tar: Latents, segments: list[Segment]) -> Tensor:
@@ -330,26 +331,30 @@ class DisentanglementStep:
             ]
         ).sum()
 
-    def finding_terms(
-        self, active: set[str], i_gen: Tensor, segments: list[Segment], batch: Batch, i_real: Tensor, i_rec: Tensor
-    ) -> dict[str, Tensor]:
-        """The recogniser must see in a generated image what it sees in the image whose medical latent was decoded.
-
-        It looks through noise: without it the decoder paints faint patterns that only the recogniser takes for fluid.
+    def look(self, images: Tensor) -> Tensor:
+        """The recogniser's features through noise: without it the decoder paints faint patterns that only the
+        recogniser takes for fluid.
         """
         assert self.recogniser is not None
+        veiled = images + self.recipe.veil * torch.randn_like(images) if self.recipe.veil > 0 else images
+        return self.run(self.recogniser.features, veiled).float()
 
-        def veiled(images: Tensor) -> Tensor:
-            return images + self.recipe.veil * torch.randn_like(images) if self.recipe.veil > 0 else images
+    @torch.no_grad()
+    def look_at_real(self, active: set[str], images: list[Tensor]) -> Tensor:
+        """Features of real images, or no rows where no term asks for them."""
+        return self.look(torch.cat(images)) if active & set(RECOGNISED) else images[0].new_empty(0)
 
-        with torch.no_grad():
-            real = self.run(self.recogniser.features, veiled(torch.cat([i_real, batch["i_tar"]]))).float()
-        ori, tar = real.split([len(i_real), len(batch["i_tar"])])
+    def finding_terms(
+        self, active: set[str], i_rec: Tensor, i_gen: Tensor, segments: list[Segment], batch: Batch, features: Tensor
+    ) -> dict[str, Tensor]:
+        """The recogniser must see in a generated image what it sees in the image whose medical latent was decoded."""
+        assert self.recogniser is not None
+        ori, tar = features.split([len(i_rec), len(features) - len(i_rec)])
         wanted = torch.cat([ori] + [(tar if name == "medical" else ori)[rows] for name, rows, _ in segments])
         label = torch.cat(
             [batch["finding_tar" if name == "medical" else "finding_ori"][rows] for name, rows, _ in segments]
         )
-        seen = self.run(self.recogniser.features, veiled(torch.cat([i_rec, i_gen]))).float()
+        seen = self.look(torch.cat([i_rec, i_gen]))
         terms = {}
         if "evidence_matching" in active:
             evidence = self.recogniser.evidence
@@ -361,9 +366,18 @@ class DisentanglementStep:
     def parts(self) -> dict[str, Any]:
         """Everything a checkpoint must hold."""
         parts: dict[str, Any] = {"model": self.model, "updater": self.updater}
+        remembered = {"patient_correlation": self.patient_correlation, "finding_correlation": self.finding_correlation}
+        parts |= {name: correlation for name, correlation in remembered.items() if correlation is not None}
         for term, network in self.critics.items():
             parts |= {f"{term}_discriminator": network, f"{term}_updater": self.critic_updaters[term]}
         return parts
+
+
+def varied(batch: Batch) -> Batch:
+    """The batch with every image shifted and exposed otherwise; where I_same is I_ori itself they come out apart."""
+    names = ("i_ori", "i_same", "i_tar")
+    images = losses.augment(torch.cat([batch[n] for n in names]), None, 0.15, 0.06, 0.15, flip=False).clamp(-1, 1)
+    return {**batch, **dict(zip(names, images.chunk(3), strict=True))}
 
 
 def take(z: Latents, rows: slice) -> Latents:
@@ -390,63 +404,3 @@ def latent_statistics(
             statistics[f"latent/{name}_hit"] = ((distance < threshold) & counted).sum() / count
             statistics[f"latent/{name}_distance"] = (distance * counted).sum() / count
         return statistics
-
-
-# ---- Stage 2: synthetic identities ----
-
-VAE_TERMS = ("reconstruction", "kl", "entropy", "repulsion_original", "repulsion_other")
-
-
-class IdentityVAEStep:
-    """Eq. 5 (with `entropy`, which needs the identity classifier) or Eq. 7 (with the two repulsions) on fixed identity
-    latents.
-
-    A batch holds `identity` and `other` `(B, D)`: latents of real images and of random other patients. They are
-    biometric data and are only ever held in memory.
-    """
-
-    def __init__(
-        self,
-        vae: IdentityVAE,
-        weights: Mapping[str, float],
-        optimisation: Optimisation,
-        margin: float = 0.1,
-        identity_classifier: LatentClassifier | None = None,
-    ):
-        unknown = sorted(set(weights) - set(VAE_TERMS))
-        if unknown:
-            raise ValueError(f"weights of the identity VAE: unknown {unknown}; known are {list(VAE_TERMS)}")
-        if weights.get("entropy", 0) > 0 and identity_classifier is None:
-            raise ValueError("the term 'entropy' (Eq. 5) needs the multi-class identity classifier of stage 1")
-        self.vae, self.weights, self.margin = vae, weights, margin
-        self.identity_classifier = identity_classifier
-        self.updater = Updater([vae], optimisation, averaged=vae)
-
-    def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
-        """Named unweighted terms."""
-        self.vae.train()
-        identity, other = batch["identity"], batch["other"]
-        reconstruction, mean, log_variance = self.vae(identity)
-        sampled = self.vae.decode(torch.randn_like(mean))
-        makers: dict[str, Callable[[], Tensor]] = {
-            "reconstruction": lambda: losses.identity_reconstruction_loss(identity, reconstruction),
-            "kl": lambda: losses.kl_loss(mean, log_variance),
-            "entropy": lambda: losses.negative_entropy_loss(self.identity_logits(sampled)),
-            "repulsion_original": lambda: losses.repulsion_loss(identity, sampled, self.margin),
-            "repulsion_other": lambda: losses.repulsion_loss(other, sampled, self.margin),
-        }
-        terms = {name: makers[name]() for name, weight in self.weights.items() if weight > 0}
-        self.updater.update(losses.weighted_sum(terms, self.weights), progress)
-        return {name: value.detach() for name, value in terms.items()} | {
-            "latent/sampled_std": sampled.detach().std(0).mean()
-        }
-
-    def identity_logits(self, identity: Tensor) -> Tensor:
-        if self.identity_classifier is None:
-            raise ValueError("the term 'entropy' (Eq. 5) needs the multi-class identity classifier of stage 1")
-        with frozen(self.identity_classifier) as classifier:
-            return classifier(identity)
-
-    def parts(self) -> dict[str, Any]:
-        """Everything a checkpoint must hold."""
-        return {"vae": self.vae, "updater": self.updater}

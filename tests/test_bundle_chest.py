@@ -20,9 +20,10 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metad
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from monai_anon.identity_vae_step import VAE_TERMS
 from monai_anon.overrides import OverrideError
 from monai_anon.preconditions import FolderError, MissingFileError, unwrapped
-from monai_anon.steps import TERMS, VAE_TERMS
+from monai_anon.steps import TERMS
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "chest"

@@ -12,7 +12,7 @@ import pytest
 import torch
 from ignite.engine import Events
 from PIL import Image
-from tiny import pair_batch, tiny_cohort, tiny_discriminator, tiny_disentangler
+from tiny import pair_batch, tiny_cohort, tiny_discriminator, tiny_disentangler, tiny_recogniser
 from torch import nn
 
 from monai_anon.cohort import PairLoader
@@ -27,10 +27,11 @@ from monai_anon.handlers import (
     replacement_grid,
     save_weights,
 )
+from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import IdentityVAE, Latents
 from monai_anon.optimisation import Optimisation
 from monai_anon.readers import to_uint8
-from monai_anon.steps import ContrastiveIdentity, DisentanglementStep, Recipe
+from monai_anon.steps import DisentanglementStep, Recipe
 
 # ---- A trainer whose losses are logged to the last digit ----
 
@@ -53,12 +54,14 @@ def stage_1(folder, max_epochs=3, kill_at=None):
     torch.manual_seed(5)
     model = tiny_disentangler()
     weights = {"medical": 1.0, "identity": 1.0, "ssim": 1.0, "adversarial": 0.1, "disentanglement": 0.5}
+    weights |= {"patient_correlation": 0.1, "finding_correlation": 0.1}
     step = DisentanglementStep(
         model,
-        Recipe(weights, {"residual": 0.2}, swaps_from=0.2),
+        Recipe(weights, {"residual": 0.2}, swaps_from=0.2, independence_from=0.1),
         Optimisation(),
         ContrastiveIdentity(),
         tiny_discriminator(),
+        recogniser=tiny_recogniser(),
     )
     validation = PairLoader(tiny_cohort(12, 6, seed=9), 6)
     evaluator = StepEvaluator("cpu", validation, ReplacementScore(step.updater.smoothed))

@@ -250,6 +250,15 @@ def test_augment_has_one_law_for_real_and_generated_images():
     assert -0.5 <= brightness.min() < -0.49 and 0.49 < brightness.max() <= 0.5
 
 
+def test_augment_without_flip_keeps_sides_and_with_contrast_changes_the_gain():
+    torch.manual_seed(0)
+    picture = torch.linspace(-0.5, 0.5, 32).expand(100, 1, 32, 32)
+    found = losses.augment(picture, brightness=0.0, crop=0.0, contrast=0.2, flip=False)
+    gain = (found[:, 0, 0, -1] - found[:, 0, 0, 0]).numpy()
+    assert 0.79 < gain.min() < 0.85 and 1.15 < gain.max() < 1.21
+    torch.testing.assert_close(losses.augment(picture, brightness=0.0, crop=0.0, flip=False), picture)
+
+
 def test_augment_draws_for_the_place_in_the_batch_not_for_the_picture():
     a, b = images(4, size=16), images(4, size=16)
     seeded = [torch.Generator().manual_seed(3) for _ in range(3)]
@@ -410,6 +419,60 @@ def test_rate_without_noise_keeps_its_gradient():
     losses.rate_loss(z, 0.0).backward()
     torch.testing.assert_close(z.grad, z.detach() / 5)
     assert losses.rate_loss(torch.zeros(2, 3), 1.0) == 0
+
+
+def test_class_centred_takes_each_class_s_own_mean():
+    z, finding = torch.randn(9, 3), torch.tensor([0, 1, 0, 1, 1, 3, 0, 1, 3])
+    expected = z.clone().numpy()
+    for code in (0, 1, 3):
+        expected[finding.numpy() == code] -= expected[finding.numpy() == code].mean(0)
+    np.testing.assert_allclose(losses.class_centred(z, finding), expected, atol=1e-6)
+
+
+def test_whitened_has_the_identity_as_covariance_and_noise_hides():
+    torch.manual_seed(0)
+    z = torch.randn(60, 3, dtype=torch.float64) @ torch.tensor([[3.0, 2, 0], [0, 1, 0], [0, 0, 0.01]]).double() + 7
+    covariance = torch.from_numpy(np.cov(z.numpy().T, bias=True))
+    white = losses.whitened(z, covariance, torch.zeros(3))
+    np.testing.assert_allclose(np.cov(white.numpy().T, bias=True), np.eye(3), atol=0.02)
+    hidden = losses.whitened(z, covariance, torch.tensor([0.0, 0.0, 1.0]))
+    assert hidden[:, 2].abs().max() < 0.05
+
+
+def test_patient_correlation_against_a_slow_reference():
+    ori, same, counted = torch.randn(9, 3), torch.randn(9, 3), torch.tensor([1, 1, 1, 0, 1, 1, 0, 1, 1]).bool()
+    a, b = ori[counted].double().numpy(), same[counted].double().numpy()
+    expected = np.array([[a[:, i] @ b[:, j] / 7 for j in range(3)] for i in range(3)])
+    found = losses.patient_correlation(ori, same, counted)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    before = torch.randn(3, 3)
+    product = float((expected * before.numpy()).sum())
+    assert float(losses.correlation_loss(found, before)) == pytest.approx(product, rel=1e-4)
+
+
+def test_patient_correlation_of_patients_with_one_image_is_zero():
+    z = torch.randn(4, 3, requires_grad=True)
+    found = losses.patient_correlation(z, z, torch.zeros(4, dtype=torch.bool))
+    found.sum().backward()
+    assert not found.any() and torch.isfinite(z.grad).all()
+
+
+def test_finding_correlation_against_a_slow_reference():
+    evidence, residual = torch.randn(7, 2, 2, 2), torch.randn(7, 3)
+    maps, z = evidence.flatten(1).double().numpy(), residual.double().numpy()
+    maps = maps - maps.mean(0)
+    whole = math.sqrt((maps**2).sum() / 7)
+    expected = np.array([[(maps[:, p] / whole * z[:, r]).mean() for r in range(3)] for p in range(8)])
+    np.testing.assert_allclose(losses.finding_correlation(evidence, residual), expected, atol=1e-5)
+
+
+def test_finding_correlation_is_one_for_a_residual_that_says_what_the_maps_say():
+    torch.manual_seed(0)
+    told, pose = torch.randn(5000, 1), torch.randn(5000, 1)
+    evidence = torch.cat([told, 0 * told, -2 * told, 0.01 * pose], dim=1)[:, None, None, :]
+    residual = torch.cat([told, pose, (told + pose) / math.sqrt(2)], dim=1)
+    squares = losses.finding_correlation(evidence, residual).square().sum(0)
+    np.testing.assert_allclose(squares, [1, 0, 0.5], atol=0.05)  # what hardly ever varies in the maps counts little
 
 
 def test_evidence_matching_is_relative_to_the_real_maps():

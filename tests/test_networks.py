@@ -299,3 +299,18 @@ def test_initialised_takes_the_weights_of_a_file_or_says_which_file_does_not_fit
         initialised(Recogniser(1, 2, (8, 16)), str(tmp_path / "a.pt"))
     with pytest.raises(ValueError, match=r"absent\.pt"):
         initialised(other, str(tmp_path / "absent.pt"))
+
+
+def test_initialised_takes_the_first_stage_of_a_model_of_both(tmp_path):
+    stage_1, other = tiny_disentangler(), tiny_disentangler()
+    both = {f"disentangler.{name}": tensor for name, tensor in stage_1.state_dict().items()}
+    torch.save(both | {"identity_vae.weight": torch.zeros(1)}, tmp_path / "model.pt")
+    initialised(other, str(tmp_path / "model.pt"))
+    for a, b in zip(stage_1.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_initialised_names_a_file_that_holds_no_weights(tmp_path):
+    (tmp_path / "notes.pt").write_text("not a model")
+    with pytest.raises(ValueError, match=r"notes\.pt cannot be used"):
+        initialised(nn.Linear(1, 1), str(tmp_path / "notes.pt"))

@@ -12,8 +12,10 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_anon import losses
+from monai_anon.identity_objectives import SiameseIdentity
+from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.networks import IdentityVAE, Latents
-from monai_anon.steps import TERMS, VAE_TERMS, DisentanglementStep, IdentityVAEStep, SiameseIdentity
+from monai_anon.steps import TERMS, DisentanglementStep
 
 CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "chest" / "configs"
 STAGE_1, STAGE_2 = ("train.json", "paper.json"), ("train_identity_vae.json", "paper_identity_vae.json")

@@ -11,20 +11,20 @@ from tiny import LATENT_SIZES, SIZE, pair_batch, tiny_discriminator, tiny_disent
 from torch import nn
 
 from monai_anon import losses
+from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdentity, SiameseIdentity
+from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, bf16_pays, frozen
 from monai_anon.recognition import RecogniserStep, finding_objective, jitter
 from monai_anon.steps import (
+    CORRELATIONS,
+    RECOGNISED,
     SWAP_TERMS,
     TERMS,
-    VAE_TERMS,
-    ClassifiedIdentity,
-    ContrastiveIdentity,
     DisentanglementStep,
-    IdentityVAEStep,
     Recipe,
-    SiameseIdentity,
     latent_statistics,
+    varied,
 )
 
 ALL = {term: 0.1 * (number + 1) for number, term in enumerate(TERMS)}
@@ -54,6 +54,10 @@ def total_and_terms(recipe, progress=0.5, **options):
     """The loss that would be minimised, and what the step returns, always from the same weights and random numbers."""
     step = make_step(recipe, **options)
     step.updater, step.critic_updaters = Recorder(), dict.fromkeys(step.critics, Recorder())
+    for correlation in (step.patient_correlation, step.finding_correlation):
+        if correlation is not None:  # what it remembers is 0 in the first step
+            before = correlation.correlation.before
+            before.copy_(torch.randn(before.shape))
     torch.manual_seed(1)
     terms = step(pair_batch(), progress)
     return step.updater.loss, terms
@@ -95,7 +99,7 @@ def test_recipe_refuses_unknown_names_and_negative_numbers(settings, message):
         Recipe(**settings)
 
 
-@pytest.mark.parametrize("term", ["adversarial", "swap_adversarial", "swap_finding", "evidence_matching"])
+@pytest.mark.parametrize("term", ["adversarial", "swap_adversarial", *RECOGNISED])
 def test_a_weighted_term_needs_its_network(term):
     with pytest.raises(ValueError, match=term):
         make_step(Recipe({term: 1.0}), discriminator=None, swap_discriminator=None, recogniser=None)
@@ -177,10 +181,10 @@ def test_the_papers_terms_are_those_of_a_slow_reference():
 
 @pytest.mark.parametrize("term", TERMS)
 def test_weight_0_costs_nothing(term):
-    needed = {"adversarial": 0, "swap_finding": 1, "evidence_matching": 1, "swap_adversarial": 2}
+    needed = {"adversarial": 0, "swap_adversarial": 2} | dict.fromkeys(RECOGNISED, 1)
     without = ALL | {term: 0.0}
-    if term in ("swap_finding", "evidence_matching"):
-        without |= {"swap_finding": 0.0, "evidence_matching": 0.0}
+    if term in RECOGNISED:
+        without |= dict.fromkeys(RECOGNISED, 0.0)
     given = {"discriminator": tiny_discriminator(), "swap_discriminator": tiny_discriminator()}
     step = make_step(Recipe(without, NOISE), **given)
     with counted(given["discriminator"], step.recogniser.body, given["swap_discriminator"]) as calls:
@@ -198,7 +202,7 @@ def test_a_discriminator_without_weight_is_dropped_and_not_kept_in_checkpoints()
     critics = {
         f"{term}_{what}" for term in ("adversarial", "swap_adversarial") for what in ("discriminator", "updater")
     }
-    assert set(make_step().parts()) == {"model", "updater"} | critics
+    assert set(make_step().parts()) == {"model", "updater", *CORRELATIONS} | critics
 
 
 def test_without_swap_terms_nothing_is_swapped_or_encoded_for_it():
@@ -220,6 +224,33 @@ def test_swap_terms_join_after_their_share_of_the_training():
     step = make_step(Recipe(ALL, NOISE, swaps_from=0.4))
     assert not set(SWAP_TERMS) & set(step(pair_batch(), 0.39))
     assert set(SWAP_TERMS) <= set(step(pair_batch(), 0.4))
+
+
+def test_correlation_terms_join_after_their_share_of_the_training():
+    step = make_step(Recipe(ALL, NOISE, independence_from=0.15))
+    assert not set(CORRELATIONS) & set(step(pair_batch(), 0.14))
+    assert set(CORRELATIONS) <= set(step(pair_batch(), 0.15))
+
+
+def test_varied_images_stay_in_range_and_the_labels_as_they_are():
+    batch = pair_batch()
+    changed = varied(batch)
+    for name, value in batch.items():
+        image = name.startswith("i_")
+        assert torch.equal(changed[name], value) != image and changed[name].shape == value.shape
+        assert not image or changed[name].abs().max() <= 1
+    same = varied({**batch, "i_same": batch["i_ori"]})
+    assert not torch.equal(same["i_same"], same["i_ori"])
+
+
+def test_a_step_varies_its_images_only_if_told(monkeypatch):
+    seen = []
+    monkeypatch.setattr(losses, "ssim_loss", lambda real, _: seen.append(real) or real.sum())
+    batch = pair_batch()
+    for vary in (False, True):
+        make_step(Recipe({"ssim": 1.0, "pixel": 1.0}, vary=vary), identity=ContrastiveIdentity())(batch, 0.5)
+    both = torch.cat([batch["i_ori"], batch["i_same"]])
+    assert torch.equal(seen[0], both) and not torch.equal(seen[1], both)
 
 
 # ---- Swaps ----
@@ -414,9 +445,10 @@ def test_the_recogniser_wants_the_targets_finding_after_a_medical_swap_alone():
     batch["i_ori"], batch["i_tar"] = -torch.ones(2, 1, SIZE, SIZE), torch.ones(2, 1, SIZE, SIZE)
     _, segments = step.swap(marked(2, 0), marked(2, 0))
     right = torch.cat([batch["i_tar" if name == "medical" else "i_ori"] for name, _, _ in segments])
-    good = step.finding_terms(set(TERMS), right, segments, batch, batch["i_ori"], batch["i_ori"])
+    features = step.look_at_real(set(TERMS), [batch["i_ori"], batch["i_tar"]])
+    good = step.finding_terms(set(TERMS), batch["i_ori"], right, segments, batch, features)
     assert float(good["swap_finding"]) == pytest.approx(0, abs=1e-5) and float(good["evidence_matching"]) == 0
-    bad = step.finding_terms(set(TERMS), -right, segments, batch, batch["i_ori"], batch["i_ori"])
+    bad = step.finding_terms(set(TERMS), batch["i_ori"], -right, segments, batch, features)
     assert bad["swap_finding"] > 100 and bad["evidence_matching"] > 1
 
 
@@ -602,27 +634,29 @@ def test_bf16_networks_give_float32_losses_near_the_exact_ones():
 # ---- Three steps, to the digit ----
 
 GOLDEN = {
-    "medical": 0.7444553,
-    "identity": 0.2111722,
-    "medical_rate": 4.667632,
-    "residual_rate": 4.630162,
-    "ssim": 1.005486,
-    "psnr": 0.7981141,
-    "pixel": 0.5472932,
-    "adversarial": 0.6968667,
-    "disentanglement": 0.7948066,
-    "swap_adversarial": 0.807731,
-    "evidence_matching": 1.312922,
-    "swap_finding": 0.8432798,
-    "discriminator": 1.386141,
-    "swap_discriminator": 1.397435,
-    "latent/identity_std": 0.318893,
-    "latent/medical_std": 0.1642784,
-    "latent/residual_std": 0.1499758,
+    "medical": 0.7435768,
+    "identity": 0.2149358,
+    "medical_rate": 4.678559,
+    "residual_rate": 4.637124,
+    "patient_correlation": 0.00811699,
+    "finding_correlation": 0.0007411529,
+    "ssim": 1.005466,
+    "psnr": 0.7981248,
+    "pixel": 0.5473118,
+    "adversarial": 0.6968616,
+    "disentanglement": 0.8131921,
+    "swap_adversarial": 0.8077304,
+    "evidence_matching": 1.317634,
+    "swap_finding": 0.8427512,
+    "discriminator": 1.386158,
+    "swap_discriminator": 1.397368,
+    "latent/identity_std": 0.3213564,
+    "latent/medical_std": 0.1660167,
+    "latent/residual_std": 0.1518053,
     "latent/same_hit": 0,
-    "latent/same_distance": 0.2111722,
+    "latent/same_distance": 0.2149358,
     "latent/other_hit": 0,
-    "latent/other_distance": 0.2802007,
+    "latent/other_distance": 0.2834938,
 }
 
 

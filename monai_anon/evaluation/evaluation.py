@@ -17,10 +17,10 @@ from monai_anon.evaluation.judges import SCHEDULE, Judges, JudgeSchedule, judges
 from monai_anon.evaluation.protocol import IdentitySource, Settings, evaluate_anonymization, evaluate_disentanglement
 from monai_anon.evaluation.tables import Row, report, stamp, write_tables
 from monai_anon.identities import AveragedIdentities, Gallery, IdentityPairs, SampledIdentities, build_gallery
+from monai_anon.identity_vae_step import IdentityVAEStep
 from monai_anon.manifest import load_manifest
 from monai_anon.networks import Disentangler, IdentityVAE
 from monai_anon.optimisation import Optimisation
-from monai_anon.steps import IdentityVAEStep
 
 logger = logging.getLogger("monai_anon")
 

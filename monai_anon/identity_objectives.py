@@ -1,0 +1,56 @@
+"""What makes the identity latent hold the identity: Siamese, contrastive or multi-class is one injected object."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from monai_anon import losses
+from monai_anon.networks import LatentClassifier, Latents
+
+Batch = Mapping[str, Tensor]
+
+
+class IdentityObjective(Protocol):
+    """What makes the identity latent hold the identity: latents of the three images and the batch to one scalar."""
+
+    needs_target: ClassVar[bool]  # whether I_tar must be encoded for it
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class SiameseIdentity:
+    """Eq. 6 (paper) with its margin."""
+
+    margin: float = 0.1
+    needs_target: ClassVar[bool] = True
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
+        assert z_tar is not None
+        return losses.siamese_loss(z_ori.identity, z_same.identity, z_tar.identity, batch["has_same"], self.margin)
+
+
+@dataclass(frozen=True)
+class ContrastiveIdentity:
+    """Ours: supervised contrastive loss over the batch's patients."""
+
+    temperature: float = 0.1
+    needs_target: ClassVar[bool] = False
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
+        return losses.contrastive_loss(
+            z_ori.identity, z_same.identity, batch["patient_ori"], batch["has_same"], self.temperature
+        )
+
+
+@dataclass(frozen=True)
+class ClassifiedIdentity:
+    """Eq. 2 (paper), identity part: cross-entropy of C_id over the training patients."""
+
+    classifier: LatentClassifier
+    needs_target: ClassVar[bool] = False
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
+        return losses.classification_loss(self.classifier(z_ori.identity), batch["patient_ori"])

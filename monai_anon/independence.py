@@ -1,0 +1,114 @@
+"""What keeps the three latents apart: running estimates of the correlations that should not be there."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_anon import losses
+from monai_anon.identity_objectives import Batch
+from monai_anon.networks import Latents
+from monai_anon.optimisation import average_over_ranks
+
+
+class RunningCorrelation(nn.Module):
+    """`losses.correlation_loss` with the memory that it needs, which belongs in a checkpoint.
+
+    Args:
+        rows, columns: of the correlations.
+        memory: share of the running mean that a new batch leaves.
+    """
+
+    before: Tensor
+
+    def __init__(self, rows: int, columns: int, memory: float = 0.95):
+        super().__init__()
+        self.memory = memory
+        self.register_buffer("before", torch.zeros(rows, columns))
+
+    def forward(self, correlation: Tensor) -> Tensor:
+        """Correlations of a batch to a scalar, near 0 (none) to their number (all 1); 0 in the first batch."""
+        before = self.before.to(correlation.device, copy=True)
+        with torch.no_grad():
+            self.before = before.lerp(average_over_ranks(correlation.detach()), 1 - self.memory)
+        return losses.correlation_loss(correlation, before)
+
+
+class Whitening(nn.Module):
+    """`losses.whitened` by a running covariance, which belongs in a checkpoint.
+
+    Args:
+        noise: standard deviation of the noise on each dimension before decoding.
+        memory: share of the running mean that a new batch leaves.
+    """
+
+    covariance: Tensor
+    share: Tensor
+
+    def __init__(self, noise: Sequence[float], memory: float = 0.95):
+        super().__init__()
+        self.memory = memory
+        self.noise = torch.tensor([*noise])
+        self.register_buffer("covariance", torch.zeros(len(self.noise), len(self.noise)))
+        self.register_buffer("share", torch.zeros(()))  # how much of the mean is made of batches, and not of zeros
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Latents `(B, D)` in whitened units; gradients pass through the latents, not through the covariance."""
+        with torch.no_grad():
+            centred = z - z.mean(0)
+            found = average_over_ranks(centred.T @ centred / len(z))
+            self.covariance = self.covariance.to(z.device).lerp(found, 1 - self.memory)
+            self.share = self.share * self.memory + (1 - self.memory)
+            covariance = self.covariance / self.share.to(z.device)
+        return losses.whitened(z, covariance, self.noise.to(z.device))
+
+
+class PatientCorrelation(nn.Module):
+    """Ours: how much of who the patient is recurs in the medical and residual latents.
+
+    The classes' means are removed first, so that a finding which never changes within a patient is no leak.
+
+    Args:
+        sizes: dimensions of the medical and residual latent.
+        noise: standard deviation of the noise on each before decoding.
+        memory: share of the running means that a new batch leaves.
+    """
+
+    def __init__(self, sizes: Sequence[int], noise: Sequence[float], memory: float = 0.95):
+        super().__init__()
+        self.whitening = Whitening([n for n, size in zip(noise, sizes, strict=True) for _ in range(size)], memory)
+        self.correlation = RunningCorrelation(sum(sizes), sum(sizes), memory)
+
+    def measure(self, z_ori: Latents, z_same: Latents, batch: Batch) -> Tensor:
+        """Latents of two images of each patient to the unweighted term."""
+        told = torch.cat([torch.cat([z.medical, z.residual], dim=1) for z in (z_ori, z_same)]).float()
+        label = torch.cat([batch["finding_ori"], batch["finding_same"]])
+        ori, same = self.whitening(losses.class_centred(told, label)).chunk(2)
+        return self.correlation(losses.patient_correlation(ori, same, batch["has_same"]))
+
+
+class FindingCorrelation(nn.Module):
+    """Ours: how much of the finding the residual latent repeats, as a recogniser sees it on a coarse grid.
+
+    Args:
+        classes: of the finding.
+        residual: dimensions of the residual latent.
+        noise: standard deviation of the noise on it before decoding.
+        memory: share of the running means that a new batch leaves.
+    """
+
+    GRID: ClassVar[int] = 4
+
+    def __init__(self, classes: int, residual: int, noise: float, memory: float = 0.95):
+        super().__init__()
+        self.whitening = Whitening([noise] * residual, memory)
+        self.correlation = RunningCorrelation(classes * self.GRID**2, residual, memory)
+
+    def measure(self, evidence: Tensor, residual: Tensor) -> Tensor:
+        """Class activation maps `(B, K, h, w)` and residual latents `(B, R)` of the same images to the unweighted
+        term.
+        """
+        maps = F.adaptive_avg_pool2d(evidence, self.GRID)
+        return self.correlation(losses.finding_correlation(maps, self.whitening(residual.float())))
