@@ -265,7 +265,8 @@ def whitened(z: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
     squared correlations are then, to lowest order, twice the Gaussian mutual information.
     """
     total = covariance + torch.diag(noise.square() + 1e-6)
-    return torch.linalg.solve_triangular(torch.linalg.cholesky(total), (z - z.mean(0)).T, upper=False).T
+    factor, _ = torch.linalg.cholesky_ex(total)  # without the check, which would wait for a GPU
+    return torch.linalg.solve_triangular(factor, (z - z.mean(0)).T, upper=False).T
 
 
 def patient_correlation(whitened_ori: Tensor, whitened_same: Tensor, has_same: Tensor) -> Tensor:

@@ -111,11 +111,12 @@ def average_gradients(parameters: list[nn.Parameter]) -> None:
 
 
 def average_over_ranks(tensor: Tensor) -> Tensor:
-    """Mean of a tensor over all ranks; the tensor itself in a single process."""
+    """Mean of a tensor over all ranks, which leaves the given one as it is; the tensor itself in a single process."""
     if not distributed():
         return tensor
-    dist.all_reduce(tensor)
-    return tensor / dist.get_world_size()
+    mean = tensor / dist.get_world_size()
+    dist.all_reduce(mean)
+    return mean
 
 
 def distributed() -> bool:
