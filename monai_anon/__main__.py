@@ -176,6 +176,14 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option(min=1, help="Draws of patients behind every interval.  [default: 1000]"),
     ] = None,
+    attacks: Annotated[
+        Optional[list[str]],  # noqa: UP045
+        typer.Option(help="Attackers to train on released images: adaptive. May be repeated.  [default: none]"),
+    ] = None,
+    budget: Annotated[
+        Optional[int],  # noqa: UP045
+        typer.Option(min=1, help="Batches that each attacker is trained for.  [default: 400]"),
+    ] = None,
 ) -> None:
     """Tables 2 and 3 of the paper on a manifest's test part, by the model's own networks and by independent judges.
 
@@ -194,6 +202,8 @@ def evaluate(
         "output_dir": _text(output),
         "judges_dir": _text(judges_dir),
         "bootstrap": bootstrap,
+        "attacks": attacks or None,
+        "attack_steps": budget,
     }
     bundle_evaluation(bundle, overrides).run()
 

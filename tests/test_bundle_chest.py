@@ -20,6 +20,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metad
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from monai_anon.evaluation.protocol import Settings
 from monai_anon.identity_vae_step import VAE_TERMS
 from monai_anon.overrides import OverrideError
 from monai_anon.preconditions import FolderError, MissingFileError, unwrapped
@@ -362,6 +363,34 @@ def test_judging_then_evaluating_writes_rows_and_report(trained: Trained, tmp_pa
     methods = {row["method"] for row in rows}
     assert {"reconstruction", "identity replacement", "medical replacement", "VAE (plain)"} <= methods
     assert "Table 3" in (tmp_path / "tables" / "report.md").read_text()
+    assert not {row["metric"] for row in rows} & {"adaptive_auc"} and not (tmp_path / "tables" / "attacks.csv").exists()
+
+
+@pytest.mark.parametrize("least", [0.0, 1.1])
+def test_a_retrained_attacker_speaks_only_where_the_verifier_knows_enough(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float
+) -> None:
+    monkeypatch.setattr("monai_anon.evaluation.judges.LEAST_VERIFIER_AUC", least)
+    tiny = {"image_size": 32, "verifier_steps": 2, "medical_steps": 2, "bootstrap": 5, "plain_vae_epochs": 1}
+    where = {"output_dir": str(tmp_path / "tables"), "judges_dir": str(tmp_path / "judges")}
+    options = tiny | where | {"manifest": str(trained.manifest), "model_file": str(trained.output / "model.pt")}
+    execute("evaluate.json", run_id="evaluating", attacks=["adaptive"], attack_steps=2, **options)
+    rows = [json.loads(line) for line in (tmp_path / "tables" / "rows.jsonl").read_text().splitlines()]
+    found = {row["metric"]: row for row in rows if row["metric"].startswith("adaptive")}
+    assert {row["method"] for row in found.values()} == {"VAE with privacy loss"}
+    report = (tmp_path / "tables" / "report.md").read_text()
+    assert "Retrained attackers" in report and (tmp_path / "tables" / "attacks.csv").exists()
+    if least > 1:
+        assert set(found) == {"adaptive_auc"} and found["adaptive_auc"]["value"] is None
+        assert "no verdict" in found["adaptive_auc"]["note"] and "no verdict" in report
+    else:
+        assert len(found) == 7 and all(0 <= row["value"] <= 1 for row in found.values())
+        assert "strongest pairing" in found["adaptive_auc"]["note"] and "strongest pairing" not in report
+
+
+def test_an_attack_that_does_not_exist_is_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"attacks: unknown \['telepathy'\]; known are \['adaptive'\]"):
+        Settings(0.05, attacks=["telepathy"])
 
 
 # ---- Inference ----

@@ -71,14 +71,14 @@ def train_verifier(
         raise ValueError(f"{cohort.name}: {len(members)} patients have two images; a verifier needs at least 2")
     draw = np.random.default_rng(seed)
     generator = torch.Generator(device).manual_seed(seed)
-    network = _seeded(lambda: Verifier(cohort.images.shape[1], schedule.planes), seed, device)
+    network = seeded(lambda: Verifier(cohort.images.shape[1], schedule.planes), seed, device)
     images = cohort.images
     pairs = min(schedule.batch_size // 2, len(members))
 
     def loss() -> Tensor:
         chosen = draw.choice(len(members), pairs, replace=False)
         index = np.array([draw.choice(members[m], 2, replace=False) for m in chosen]).T.ravel()
-        embedding = network(augment(_take(images, index, device), generator, schedule.blur))
+        embedding = network(augment(take(images, index, device), generator, schedule.blur))
         similarity = embedding @ embedding.T / schedule.temperature
         similarity = similarity - torch.eye(2 * pairs, device=similarity.device) * 1e4  # not with itself
         partner = torch.arange(2 * pairs, device=similarity.device).roll(pairs)
@@ -87,7 +87,7 @@ def train_verifier(
     def verification() -> float:
         return _verification_score(network, validation, device)
 
-    return _train(network, loss, verification, schedule.verifier_steps, schedule, "verifier" if progress else None)
+    return fit(network, loss, verification, schedule.verifier_steps, schedule, "verifier" if progress else None)
 
 
 def train_medical_judge(
@@ -109,7 +109,7 @@ def train_medical_judge(
     sides = sides_of(cohort)
     generator = torch.Generator(device).manual_seed(seed)
     heads = len(cohort.classes), len(sides)
-    network = _seeded(lambda: MedicalJudge(cohort.images.shape[1], schedule.planes, *heads), seed, device)
+    network = seeded(lambda: MedicalJudge(cohort.images.shape[1], schedule.planes, *heads), seed, device)
     images, finding = cohort.images, cohort.finding.to(device)
     side = torch.from_numpy(side_codes(cohort, sides)).to(device)
     severity = torch.from_numpy(severities(cohort)).to(device)
@@ -117,7 +117,7 @@ def train_medical_judge(
 
     def loss() -> Tensor:
         index = draw.choice(len(images), min(schedule.batch_size, len(images)), replace=False)
-        reading = network(augment(_take(images, index, device), generator, schedule.blur))
+        reading = network(augment(take(images, index, device), generator, schedule.blur))
         total = F.cross_entropy(reading.finding, finding[index])
         shown, stated = side[index] >= 0, ~severity[index].isnan()
         if shown.any():
@@ -131,7 +131,7 @@ def train_medical_judge(
         return _finding_score(network, validation, device)
 
     steps = min(schedule.medical_steps, math.ceil(schedule.medical_epochs * len(images) / schedule.batch_size))
-    return _train(network, loss, finding_score, steps, schedule, "medical judge" if progress else None)
+    return fit(network, loss, finding_score, steps, schedule, "medical judge" if progress else None)
 
 
 def augment(images: Tensor, generator: torch.Generator, blur: float = 0.025) -> Tensor:
@@ -182,19 +182,19 @@ def _finding_score(network: MedicalJudge, validation: Cohort | None, device: str
     return metrics.finding_auc(found, validation.finding.numpy())(np.ones(len(found)))
 
 
-def _take(images: Tensor, index: np.ndarray, device: str | torch.device) -> Tensor:
+def take(images: Tensor, index: np.ndarray, device: str | torch.device) -> Tensor:
     """A batch from the (perhaps memory-mapped) uint8 images, in [-1, 1] on ``device``."""
     return to_model_range(images[torch.from_numpy(index)].to(device))
 
 
-def _seeded(build: Callable[[], Any], seed: int, device: str | torch.device) -> Any:
+def seeded(build: Callable[[], Any], seed: int, device: str | torch.device) -> Any:
     """A network with weights drawn from ``seed``, channels last (1.5 times faster on a CPU)."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return build().to(device, memory_format=torch.channels_last)
 
 
-def _train(
+def fit(
     network: Any,
     loss: Callable[[], Tensor],
     score: Callable[[], float],

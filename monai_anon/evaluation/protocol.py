@@ -12,7 +12,7 @@ Where the verifier knows too little on the cohort, rows about persons have no va
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 IdentitySource = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+ATTACKS = ("adaptive",)
 OUTSIDE = -1  # patient code of somebody who is not in an identity source's gallery
 
 
@@ -55,12 +56,23 @@ class Settings:
         n_bootstrap: draws of patients behind every interval.
         batch_size: images at once.
         seed: of targets, galleries, draws and synthetic identities.
+        attacks: attackers trained on released images, of `ATTACKS`.
+        attack_steps: budget of each, in batches.
+
+    Raises:
+        ValueError: an attack that does not exist.
     """
 
     hit_threshold: float
     n_bootstrap: int = 1000
     batch_size: int = 128
     seed: int = 0
+    attacks: Sequence[str] = ()
+    attack_steps: int = 400
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(set(self.attacks) - set(ATTACKS)):
+            raise ValueError(f"attacks: unknown {unknown}; known are {list(ATTACKS)}")
 
 
 def evaluate_disentanglement(
