@@ -614,5 +614,5 @@ def test_grid_is_written_as_png_and_to_tensorboard(tmp_path, channels):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as in conftest.py
     stage_1(Path(sys.argv[1]), kill_at=int(sys.argv[2])).run()
