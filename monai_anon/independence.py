@@ -1,6 +1,6 @@
 """What keeps the three latents apart: running estimates of the correlations that should not be there."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -11,6 +11,8 @@ from monai_anon import losses
 from monai_anon.identity_objectives import Batch
 from monai_anon.networks import Latents
 from monai_anon.optimisation import average_over_ranks
+
+CORRELATIONS = ("patient_correlation", "finding_correlation")
 
 
 class RunningCorrelation(nn.Module):
@@ -112,3 +114,41 @@ class FindingCorrelation(nn.Module):
         """
         maps = F.adaptive_avg_pool2d(evidence, self.GRID)
         return self.correlation(losses.finding_correlation(maps, self.whitening(residual.float())))
+
+
+class Independence:
+    """The correlation terms that have a weight, under the names of `CORRELATIONS`.
+
+    Args:
+        weighted: names of the terms with a weight.
+        latent_sizes: dimensions of the three latents.
+        noise: standard deviation of the noise on each latent before decoding.
+        classes: of the finding, as the recogniser knows them.
+    """
+
+    def __init__(
+        self, weighted: Collection[str], latent_sizes: Sequence[int], noise: Mapping[str, float], classes: int
+    ):
+        _, medical, residual = latent_sizes
+        spread = [noise.get(name, 0.0) for name in Latents._fields[1:]]
+        self.correlations: dict[str, PatientCorrelation | FindingCorrelation] = {}
+        if "patient_correlation" in weighted:
+            self.correlations["patient_correlation"] = PatientCorrelation([medical, residual], spread)
+        if "finding_correlation" in weighted:
+            self.correlations["finding_correlation"] = FindingCorrelation(classes, residual, spread[1])
+
+    def terms(
+        self, active: Collection[str], z_ori: Latents, z_same: Latents, batch: Batch, evidence: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The active terms, unweighted; `evidence` is of I_ori and, where it is reconstructed, I_same."""
+        terms = {}
+        for name, correlation in self.correlations.items():
+            if name not in active:
+                continue
+            if isinstance(correlation, PatientCorrelation):
+                terms[name] = correlation.measure(z_ori, z_same, batch)
+            else:
+                assert evidence is not None
+                residual = torch.cat([z_ori.residual, z_same.residual])[: len(evidence)]
+                terms[name] = correlation.measure(evidence, residual)
+        return terms

@@ -13,14 +13,13 @@ from torch import Tensor
 
 from monai_anon import losses
 from monai_anon.identity_objectives import Batch, IdentityObjective
-from monai_anon.independence import FindingCorrelation, PatientCorrelation
+from monai_anon.independence import CORRELATIONS, Independence
 from monai_anon.networks import Discriminator, Disentangler, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
 
 # ---- Stage 1: disentanglement ----
 
 SWAP_TERMS = ("disentanglement", "swap_finding", "evidence_matching", "swap_adversarial")
-CORRELATIONS = ("patient_correlation", "finding_correlation")
 RECOGNISED = ("finding_correlation", "swap_finding", "evidence_matching")
 TERMS = (
     "medical",
@@ -129,13 +128,8 @@ class DisentanglementStep:
         self.model, self.recipe, self.identity_objective = model, recipe, identity_objective
         self.critics = {term: n for term, n in critics.items() if term in weighted and n is not None}
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
-        self.patient_correlation = self.finding_correlation = None
-        noise = [recipe.noise.get(name, 0.0) for name in Latents._fields[1:]]
-        _, medical, residual = model.encoder.latent_sizes
-        if "patient_correlation" in weighted:
-            self.patient_correlation = PatientCorrelation([medical, residual], noise)
-        if "finding_correlation" in weighted and recogniser is not None:
-            self.finding_correlation = FindingCorrelation(recogniser.head.out_features, residual, noise[1])
+        classes = recogniser.head.out_features if recogniser is not None else 0
+        self.independence = Independence(weighted, model.encoder.latent_sizes, recipe.noise, classes)
         self.updater = Updater([model], optimisation, averaged=model)
         self.critic_updaters = {term: Updater([network], optimisation) for term, network in self.critics.items()}
         self.bf16 = optimisation.bf16
@@ -171,7 +165,10 @@ class DisentanglementStep:
 
         # Ours: what the latents must not share.
         features = self.look_at_real(active, [i_real, batch["i_tar"]] if segments else [i_real])
-        terms |= self.independence_terms(active, z_ori, z_same, batch, features[: len(i_real)])
+        evidence = None
+        if self.recogniser is not None and "finding_correlation" in active:
+            evidence = self.recogniser.evidence(features[: len(i_real)])
+        terms |= self.independence.terms(active, z_ori, z_same, batch, evidence)
 
         # Eq. 1 and our swap terms on the swapped images.
         if z_tar is not None and segments:
@@ -256,20 +253,6 @@ class DisentanglementStep:
             if f"{name}_rate" in active:
                 latent = torch.cat([getattr(z, name) for z, _ in encoded])
                 terms[f"{name}_rate"] = losses.rate_loss(latent, self.recipe.noise.get(name, 0.0))
-        return terms
-
-    def independence_terms(
-        self, active: set[str], z_ori: Latents, z_same: Latents, batch: Batch, features: Tensor
-    ) -> dict[str, Tensor]:
-        """`features`: the recogniser's, of I_ori and, where it is reconstructed, I_same."""
-        terms = {}
-        if "patient_correlation" in active and self.patient_correlation is not None:
-            terms["patient_correlation"] = self.patient_correlation.measure(z_ori, z_same, batch)
-        if "finding_correlation" in active and self.finding_correlation is not None and self.recogniser is not None:
-            residual = torch.cat([z_ori.residual, z_same.residual])[: len(features)]
-            terms["finding_correlation"] = self.finding_correlation.measure(
-                self.recogniser.evidence(features), residual
-            )
         return terms
 
     def realism_terms(self, active: set[str], i_ori: Tensor, i_rec: Tensor) -> dict[str, Tensor]:
@@ -365,9 +348,7 @@ class DisentanglementStep:
 
     def parts(self) -> dict[str, Any]:
         """Everything a checkpoint must hold."""
-        parts: dict[str, Any] = {"model": self.model, "updater": self.updater}
-        remembered = {"patient_correlation": self.patient_correlation, "finding_correlation": self.finding_correlation}
-        parts |= {name: correlation for name, correlation in remembered.items() if correlation is not None}
+        parts: dict[str, Any] = {"model": self.model, "updater": self.updater, **self.independence.correlations}
         for term, network in self.critics.items():
             parts |= {f"{term}_discriminator": network, f"{term}_updater": self.critic_updaters[term]}
         return parts

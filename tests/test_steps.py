@@ -13,11 +13,11 @@ from torch import nn
 from monai_anon import losses
 from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdentity, SiameseIdentity
 from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
+from monai_anon.independence import CORRELATIONS
 from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, bf16_pays, frozen
 from monai_anon.recognition import RecogniserStep, finding_objective, jitter
 from monai_anon.steps import (
-    CORRELATIONS,
     RECOGNISED,
     SWAP_TERMS,
     TERMS,
@@ -54,10 +54,9 @@ def total_and_terms(recipe, progress=0.5, **options):
     """The loss that would be minimised, and what the step returns, always from the same weights and random numbers."""
     step = make_step(recipe, **options)
     step.updater, step.critic_updaters = Recorder(), dict.fromkeys(step.critics, Recorder())
-    for correlation in (step.patient_correlation, step.finding_correlation):
-        if correlation is not None:  # what it remembers is 0 in the first step
-            before = correlation.correlation.before
-            before.copy_(torch.randn(before.shape))
+    for correlation in step.independence.correlations.values():  # what they remember is 0 in the first step
+        before = correlation.correlation.before
+        before.copy_(torch.randn(before.shape))
     torch.manual_seed(1)
     terms = step(pair_batch(), progress)
     return step.updater.loss, terms

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from monai_anon.evaluation import metrics
 from monai_anon.evaluation.judge_networks import Verifier, batched
-from monai_anon.evaluation.judge_training import JudgeSchedule, augment, fit, seeded, take
+from monai_anon.evaluation.judge_training import (
+    JudgeSchedule,
+    PatientPairs,
+    augment,
+    fit,
+    seeded,
+    take,
+    verification_score,
+)
 from monai_anon.evaluation.tables import Row
 from monai_anon.readers import to_model_range, to_uint8
 
@@ -85,16 +93,10 @@ def train_towers(
     """
     if pairing not in PAIRINGS:
         raise ValueError(f"pairing is {pairing!r}; it must be one of {list(PAIRINGS)}")
-    patients = training.cohort.patient.numpy()
-    members = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
-    members = [images for images in members if len(images) > 1]
-    if len(members) < 2:
-        raise ValueError(f"{training.cohort.name}: {len(members)} patients have two images; an attacker needs 2")
-    draw = np.random.default_rng(seed)
+    pairs = PatientPairs(training.cohort, schedule.batch_size // 2, seed)
     generator = torch.Generator(device).manual_seed(seed)
     channels = training.images.shape[1]
     towers: Towers = seeded(lambda: Towers(start or Verifier(channels, schedule.planes)), seed, device)
-    pairs = min(schedule.batch_size // 2, len(members))
     turn = 0
 
     def released(index: Array) -> Tensor:
@@ -106,20 +108,16 @@ def train_towers(
     def loss() -> Tensor:
         nonlocal turn
         turn += 1
-        chosen = draw.choice(len(members), pairs, replace=False)
-        one, other = np.array([draw.choice(members[m], 2, replace=False) for m in chosen]).T
+        one, other = pairs.draw()
         alike = pairing == "released-released" or (pairing == "mixed" and turn % 2)
         similarity = released(one) @ (released(other) if alike else real(other)).T / schedule.temperature
-        right = torch.arange(pairs, device=similarity.device)
+        right = torch.arange(pairs.count, device=similarity.device)
         return (F.cross_entropy(similarity, right) + F.cross_entropy(similarity.T, right)) / 2
 
     def score() -> float:
         if validation is None:
             return float("nan")
-        first, second, same = metrics.claim_pairs(validation.cohort.patient.numpy())
-        if same.all() or not same.any():
-            return float("nan")
-        return metrics.verification_auc(similarities(towers, validation, pairing, device)[first, second], same)
+        return verification_score(similarities(towers, validation, pairing, device), validation.cohort)
 
     title = f"attacker {pairing}" if progress else None
     trained: Towers = fit(towers, loss, score, schedule.verifier_steps, schedule, title)
@@ -174,6 +172,11 @@ def adaptive_attack(
         found = functools.partial(metrics.weighted_mean, hits)
         rank_1 = metrics.patient_bootstrap(found, patients, n_bootstrap, seed)
         rows.append(Row(method, test.name, f"adaptive_{pairing}_rank_1", *rank_1, seed=seed))
-    strongest = max(rows[::2], key=lambda row: abs((row.value or 0.5) - 0.5))
-    pairing_of = strongest.metric.removeprefix("adaptive_").removesuffix("_auc")
-    return [*rows, dataclasses.replace(strongest, metric="adaptive_auc", note=f"strongest pairing: {pairing_of}")]
+    return [*rows, strongest(rows[::2])]
+
+
+def strongest(aucs: Sequence[Row]) -> Row:
+    """Of the pairings' AUC rows the one farthest from 0.5, on either side, as `adaptive_auc`."""
+    found = max(aucs, key=lambda row: abs(row.value - 0.5) if row.value is not None else -1.0)
+    pairing = found.metric.removeprefix("adaptive_").removesuffix("_auc")
+    return dataclasses.replace(found, metric="adaptive_auc", note=f"strongest pairing: {pairing}")

@@ -64,28 +64,22 @@ def train_verifier(
     Raises:
         ValueError: fewer than two patients have two images.
     """
-    patients = cohort.patient.numpy()
-    members = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
-    members = [images for images in members if len(images) > 1]
-    if len(members) < 2:
-        raise ValueError(f"{cohort.name}: {len(members)} patients have two images; a verifier needs at least 2")
-    draw = np.random.default_rng(seed)
+    pairs = PatientPairs(cohort, schedule.batch_size // 2, seed)
     generator = torch.Generator(device).manual_seed(seed)
     network = seeded(lambda: Verifier(cohort.images.shape[1], schedule.planes), seed, device)
-    images = cohort.images
-    pairs = min(schedule.batch_size // 2, len(members))
 
     def loss() -> Tensor:
-        chosen = draw.choice(len(members), pairs, replace=False)
-        index = np.array([draw.choice(members[m], 2, replace=False) for m in chosen]).T.ravel()
-        embedding = network(augment(take(images, index, device), generator, schedule.blur))
+        embedding = network(augment(take(cohort.images, pairs.draw().ravel(), device), generator, schedule.blur))
         similarity = embedding @ embedding.T / schedule.temperature
-        similarity = similarity - torch.eye(2 * pairs, device=similarity.device) * 1e4  # not with itself
-        partner = torch.arange(2 * pairs, device=similarity.device).roll(pairs)
+        similarity = similarity - torch.eye(len(embedding), device=similarity.device) * 1e4  # not with itself
+        partner = torch.arange(len(embedding), device=similarity.device).roll(pairs.count)
         return F.cross_entropy(similarity, partner)
 
     def verification() -> float:
-        return _verification_score(network, validation, device)
+        if validation is None:
+            return float("nan")
+        vectors = batched(network, validation.images, torch.device(device), 256)[0]
+        return verification_score(vectors @ vectors.T, validation)
 
     return fit(network, loss, verification, schedule.verifier_steps, schedule, "verifier" if progress else None)
 
@@ -161,14 +155,39 @@ def augment(images: Tensor, generator: torch.Generator, blur: float = 0.025) -> 
     return (moved + 0.03 * noise).clamp(-1, 1)
 
 
-def _verification_score(network: Verifier, validation: Cohort | None, device: str | torch.device) -> float:
-    if validation is None:
-        return float("nan")
-    vectors = batched(network, validation.images, torch.device(device), 256)[0]
-    first, second, same = metrics.claim_pairs(validation.patient.numpy())
+class PatientPairs:
+    """Draws two different images of each of `count` patients, of those who have two.
+
+    Args:
+        cohort: where the images are.
+        count: patients a draw, at most as many as can be drawn from.
+        seed: of the draws.
+
+    Raises:
+        ValueError: fewer than two patients have two images.
+    """
+
+    def __init__(self, cohort: Cohort, count: int, seed: int) -> None:
+        patients = cohort.patient.numpy()
+        images = [np.flatnonzero(patients == patient) for patient in np.unique(patients)]
+        self.images = [of_one for of_one in images if len(of_one) > 1]
+        if len(self.images) < 2:
+            raise ValueError(f"{cohort.name}: {len(self.images)} patients have two images; at least 2 must have")
+        self.count = min(count, len(self.images))
+        self._random = np.random.default_rng(seed)
+
+    def draw(self) -> np.ndarray:
+        """Indices (2, count) into the cohort; a column is one patient's."""
+        chosen = self._random.choice(len(self.images), self.count, replace=False)
+        return np.array([self._random.choice(self.images[one], 2, replace=False) for one in chosen]).T
+
+
+def verification_score(similarity: np.ndarray, cohort: Cohort) -> float:
+    """AUC of similarities (N, N) between a cohort's images; NaN where it has no pair of either kind."""
+    first, second, same = metrics.claim_pairs(cohort.patient.numpy())
     if same.all() or not same.any():
         return float("nan")
-    return metrics.verification_auc((vectors @ vectors.T)[first, second], same)
+    return metrics.verification_auc(similarity[first, second], same)
 
 
 def _finding_score(network: MedicalJudge, validation: Cohort | None, device: str | torch.device) -> float:
