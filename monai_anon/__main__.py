@@ -1,7 +1,8 @@
 """The `monai-anon` command: its verbs, what they take and what they print. What they do lives elsewhere.
 
-Exit codes: 0 done; 1 done in part, each file that was not is named; 2 nothing done, with the reason. Modules are
-imported by the verb that needs them, so that `--help` is there at once.
+Exit codes: 0 done; 1 done in part, each file that was not is named; 2 nothing done, with the reason; 3 measured, but
+the verifier knows too little of these people for any verdict on privacy. Modules are imported by the verb that needs
+them, so that `--help` is there at once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import typer
 from typer.core import TyperGroup
 
 from monai_anon import __version__
+from monai_anon.evaluation import verbs
+from monai_anon.evaluation.verbs import BundleOption
 
 PARTLY, REFUSED = 1, 2
 
@@ -120,98 +123,16 @@ def phantom_chest(
 
 # ---- evaluation ----
 
-BundleOption = Annotated[Path, typer.Option(help="Folder of the bundle whose evaluate.json is used.")]
-ManifestOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="A manifest or its folder.  [default: the generated cohort, made when absent]"),
-]
-JudgesOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(metavar="DIR", help="Where judges are kept.  [default: BUNDLE/output/judges]"),
-]
-_CHEST = Path("bundles/chest")
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-@app.command()
-def judges(bundle: BundleOption = _CHEST, manifest: ManifestOption = None, judges_dir: JudgesOption = None) -> None:
-    """Train the independent verifier and medical judge of a manifest, and print their own quality on its test part.
-
-    Judges already trained on the same images with the same settings are read, not trained again.
-
-    \b
-    Example:
-      monai-anon judges --manifest data/nih
-    """  # noqa: D301
-    from monai_anon.evaluation.evaluation import bundle_evaluation
-    from monai_anon.evaluation.judges import quality, verdict
-
-    _log_to_stderr()
-    overrides: dict[str, object] = {"manifest": _text(manifest), "judges_dir": _text(judges_dir)}
-    evaluation = bundle_evaluation(bundle, overrides)
-    measured = quality(evaluation.train_judges(), evaluation.cohort("test"))
-    for name, interval in measured.items():
-        typer.echo(f"{name:24} {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}), n = {interval.n}")
-    if warning := verdict(measured.get("verification_auc")):
-        typer.echo(warning)
-
-
-@app.command()
-def evaluate(
-    bundle: BundleOption = _CHEST,
-    manifest: ManifestOption = None,
-    model: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
-    ] = None,
-    output: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="DIR", help="Gets rows.jsonl, report.md and CSV.  [default: BUNDLE/output/evaluation]"),
-    ] = None,
-    judges_dir: JudgesOption = None,
-    bootstrap: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Draws of patients behind every interval.  [default: 1000]"),
-    ] = None,
-    attacks: Annotated[
-        Optional[list[str]],  # noqa: UP045
-        typer.Option(help="Attackers to train on released images: adaptive. May be repeated.  [default: none]"),
-    ] = None,
-    budget: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(min=1, help="Batches that each attacker is trained for.  [default: 400]"),
-    ] = None,
-) -> None:
-    """Tables 2 and 3 of the paper on a manifest's test part, by the model's own networks and by independent judges.
-
-    The judges' own quality comes first: where the verifier is too weak, no privacy figure is printed.
-
-    \b
-    Example:
-      monai-anon evaluate --bundle bundles/chest --output results
-    """  # noqa: D301
-    from monai_anon.evaluation.evaluation import bundle_evaluation
-
-    _log_to_stderr()
-    overrides: dict[str, object] = {
-        "manifest": _text(manifest),
-        "model_file": _text(model),
-        "output_dir": _text(output),
-        "judges_dir": _text(judges_dir),
-        "bootstrap": bootstrap,
-        "attacks": attacks or None,
-        "attack_steps": budget,
-    }
-    bundle_evaluation(bundle, overrides).run()
+app.command()(verbs.judges)
+app.command()(verbs.evaluate)
+app.command()(verbs.report)
+app.command()(verbs.ablation)
 
 
 @app.command()
 def demo(
     output: Annotated[Path, typer.Option(help="Folder for everything the demo writes.")] = Path("demo"),
-    bundle: BundleOption = _CHEST,
+    bundle: BundleOption = verbs.CHEST,
     seed: Annotated[int, typer.Option(help="Of training and evaluation.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run none.")] = False,
 ) -> None:
@@ -230,14 +151,6 @@ def demo(
     except DemoFailed as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(PARTLY) from error
-
-
-def _log_to_stderr() -> None:
-    """Show what long work is doing."""
-    import logging
-
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("monai_anon").setLevel(logging.INFO)
 
 
 # ---- release ----

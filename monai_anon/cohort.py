@@ -93,6 +93,13 @@ class Cohort(torch.utils.data.Dataset):
             "finding": self.finding[chosen],
         }
 
+    def subset(self, indices: Sequence[int] | np.ndarray) -> Cohort:
+        """Some of the images, in the order of `indices`, in memory."""
+        chosen = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
+        entries = [self.entries[int(index)] for index in chosen]
+        columns = self.images[chosen], self.patient[chosen], self.finding[chosen]
+        return Cohort(*columns, entries, self.classes, self.name)
+
     def fingerprint(self) -> str:
         """16 hex digits that tell this cohort from another: labels and, where they are in memory, pixels."""
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())

@@ -2,13 +2,16 @@
 MONAI's and Ignite's.
 """
 
+import json
 import logging
 import math
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from ignite.engine import Events
 from PIL import Image
 from torch import Tensor
@@ -18,6 +21,7 @@ from monai_anon import losses
 from monai_anon.cohort import PairLoader
 from monai_anon.engines import StepTrainer
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
+from monai_anon.optimisation import distributed
 from monai_anon.readers import to_uint8
 
 logger = logging.getLogger("monai_anon")
@@ -121,7 +125,7 @@ class VAEScore:
 
 class BestModel:
     """Runs an evaluator every `every` epochs and after the last, logs its means, and keeps the weights of the best
-    `score` in a file.
+    `score` in a file. Beside it stands the training's record (`read_record`), which counts all epochs, kept or not.
 
     Args:
         evaluator: a `StepEvaluator`.
@@ -129,6 +133,7 @@ class BestModel:
         path: tensors only, written whole or not at all.
         writer: TensorBoard writer shared with the other handlers.
         keep_last: keep the last weights rather than the best.
+        started_from: weights that the training began with, whose record it carries on.
     """
 
     def __init__(
@@ -139,12 +144,23 @@ class BestModel:
         every: int = 1,
         writer: SummaryWriter | None = None,
         keep_last: bool = False,
+        started_from: str | Path | None = None,
     ):
         self.evaluator, self.weights, self.path, self.every, self.writer = evaluator, weights, Path(path), every, writer
-        self.best, self.keep_last = -math.inf, keep_last
+        self.best, self.keep_last, self.epoch_kept = -math.inf, keep_last, 0
+        self.before = read_record(started_from) if started_from else {}
+        self.started, self.seconds_before = time.monotonic(), 0.0
 
     def attach(self, trainer: StepTrainer) -> None:
+        trainer.add_event_handler(Events.STARTED, self.start_clock)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self)
+
+    def start_clock(self, trainer: StepTrainer) -> None:
+        """A resumed training goes on from the seconds of the last record; they stay out of the checkpoint, which is the
+        same whether a run was stopped or not.
+        """
+        earlier = read_record(self.path) if trainer.state.iteration else self.before
+        self.started, self.seconds_before = time.monotonic(), float(earlier.get("seconds", 0.0))
 
     def __call__(self, trainer: StepTrainer) -> None:
         state = trainer.state
@@ -160,13 +176,28 @@ class BestModel:
         logger.info("epoch %d validation: %s", state.epoch, ", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
         if metrics["score"] > self.best or (self.keep_last and last):
             self.best = max(self.best, metrics["score"])
+            self.epoch_kept = state.epoch
             save_weights(self.weights(), self.path)
+        # A run killed between the two files repeats this epoch's validation: its checkpoint comes after.
+        write_record(self.record(trainer), self.path)
+
+    def record(self, trainer: StepTrainer) -> dict[str, Any]:
+        """What the training has cost so far; every batch of a training has the same size."""
+        iterations, images = int(trainer.state.iteration), len(next(iter(trainer.state.batch.values())))
+        ranks = dist.get_world_size() if distributed() else 1
+        return {
+            "images_seen": int(self.before.get("images_seen", 0)) + iterations * images * ranks,
+            "iterations": int(self.before.get("iterations", 0)) + iterations,
+            "epoch_kept": self.epoch_kept,
+            "seconds": round(self.seconds_before + time.monotonic() - self.started, 3),
+            "seed": trainer.seed,
+        }
 
     def state_dict(self) -> dict[str, float]:
-        return {"best": self.best}
+        return {"best": self.best, "epoch_kept": self.epoch_kept}
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
-        self.best = state["best"]
+        self.best, self.epoch_kept = state["best"], int(state.get("epoch_kept", 0))
 
 
 def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
@@ -175,6 +206,44 @@ def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
     draft = path.with_suffix(path.suffix + ".part")
     torch.save({name: tensor.detach().cpu().clone() for name, tensor in weights.items()}, draft)
     draft.replace(path)
+
+
+def read_record(model_file: str | Path) -> dict[str, Any]:
+    """What a training wrote beside its weights, for comparisons at equal compute; empty where it wrote nothing.
+
+    Returns:
+        `images_seen` (batches times images I_ori a batch, repetitions counted), `iterations`, `epoch_kept` (whose
+        weights are in the file), `seconds` (wall time over all resumed runs, up to the last validation) and `seed`.
+        Of a `model.pt` they are stage 1's, and stage 2's own stand under `identity_vae`, where an image is a latent.
+
+    Raises:
+        ValueError: the record is no JSON object; names it.
+    """
+    path = Path(model_file).with_suffix(".json")
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no training record: {error}") from error
+    if not isinstance(record, dict):
+        raise ValueError(f"{path} is no training record: it holds a {type(record).__name__}, not an object")
+    return record
+
+
+def write_record(record: Mapping[str, Any], model_file: str | Path) -> Path:
+    """The record of a weights file beside it, written whole or not at all; returns its path."""
+    path = Path(model_file).with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".json.part")
+    draft.write_text(json.dumps(dict(record), indent=4) + "\n", encoding="utf-8")
+    draft.replace(path)
+    return path
+
+
+def carry_record(disentangler: str, identity_vae: str, path: str) -> Path:
+    """Stage 1's record beside the file that joins both stages, stage 2's under `identity_vae`."""
+    return write_record(read_record(disentangler) | {"identity_vae": read_record(identity_vae)}, path)
 
 
 class ImageGrid:

@@ -53,6 +53,7 @@ class Recipe:
             (ours).
         vary: shift (up to 6 % of the side), expose (15 %) and contrast (15 %) every image otherwise each time; no flip,
             since sides matter. For cohorts of some hundred images.
+        augment: flip, shift and expose images before the discriminator of reconstructions (Eq. 3; `losses.augment`).
         veil: noise on images before the recogniser looks at them, in units of [-1, 1].
         alpha: Eq. 3's PSNR normalisation, dB.
     """
@@ -67,6 +68,7 @@ class Recipe:
     identity_from_same: bool = True
     free_cycle: bool = False
     vary: bool = False
+    augment: bool = True
     veil: float = 0.0
     alpha: float = 48.0
 
@@ -152,7 +154,7 @@ class DisentanglementStep:
         # The discriminator moves first: its update in place would spoil a graph that already runs through it.
         moved = {}
         if "adversarial" in self.critics:
-            images = losses.augment(torch.cat([i_real, i_rec.detach()]))
+            images = self.augmented(torch.cat([i_real, i_rec.detach()]))
             moved["discriminator"] = self.discriminator_step("adversarial", images, progress)
         if "swap_adversarial" in self.critics and segments:
             pairs = min(len(i_rec), len(i_gen))
@@ -265,8 +267,12 @@ class DisentanglementStep:
             terms["pixel"] = losses.pixel_loss(i_ori, i_rec)
         if "adversarial" in active:
             with frozen(self.critics["adversarial"]) as discriminator:
-                terms["adversarial"] = losses.adversarial_loss(self.run(discriminator, losses.augment(i_rec)))
+                terms["adversarial"] = losses.adversarial_loss(self.run(discriminator, self.augmented(i_rec)))
         return terms
+
+    def augmented(self, images: Tensor) -> Tensor:
+        """What the discriminator of reconstructions is shown of images."""
+        return losses.augment(images) if self.recipe.augment else images
 
     def discriminator_step(self, term: str, images: Tensor, progress: float) -> Tensor:
         """The discriminator's side of Eq. 3: the first half of `images` is real to it, the second generated."""

@@ -21,6 +21,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from monai_anon.evaluation.protocol import Settings
+from monai_anon.handlers import read_record
 from monai_anon.identity_vae_step import VAE_TERMS
 from monai_anon.overrides import OverrideError
 from monai_anon.preconditions import FolderError, MissingFileError, unwrapped
@@ -37,6 +38,7 @@ COMBINATIONS = [
     ("training", "train.json"),
     ("training", "train.json", "quick.json"),
     ("training", "train.json", "paper.json"),
+    ("training", "train.json", "realism.json"),
     ("training", "train.json", "multi_gpu_train.json"),
     ("training", "train_identity_vae.json"),
     ("training", "train_identity_vae.json", "paper_identity_vae.json"),
@@ -152,6 +154,13 @@ def test_stage_2_writes_one_file_of_tensors_that_holds_both_stages(trained: Trai
     events.Reload()
     used = {term for term, weight in config("train_identity_vae.json")["weights"].items() if weight > 0}
     assert used <= set(events.Tags()["scalars"])
+
+
+def test_the_records_of_both_stages_stand_beside_their_weights(trained: Trained) -> None:
+    stage_1, both = (read_record(trained.output / name) for name in ("disentangler.pt", "model.pt"))
+    assert (stage_1["images_seen"], stage_1["iterations"], stage_1["epoch_kept"], stage_1["seed"]) == (48, 6, 1, 0)
+    assert {name: both[name] for name in stage_1} == stage_1
+    assert both["identity_vae"]["iterations"] == 50
 
 
 def test_stage_2_without_stage_1_ends_with_the_command_to_run(tmp_path: Path) -> None:
@@ -367,29 +376,42 @@ def test_judging_then_evaluating_writes_rows_and_report(trained: Trained, tmp_pa
 
 
 @pytest.mark.parametrize("least", [0.0, 1.1])
-def test_a_retrained_attacker_speaks_only_where_the_verifier_knows_enough(
+def test_every_attack_is_made_but_speaks_only_where_the_verifier_knows_enough(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, least: float
 ) -> None:
     monkeypatch.setattr("monai_anon.evaluation.judges.LEAST_VERIFIER_AUC", least)
     tiny = {"image_size": 32, "verifier_steps": 2, "medical_steps": 2, "bootstrap": 5, "plain_vae_epochs": 1}
-    where = {"output_dir": str(tmp_path / "tables"), "judges_dir": str(tmp_path / "judges")}
+    where = {"output_dir": str(tmp_path / "run"), "judges_dir": str(tmp_path / "judges")}
     options = tiny | where | {"manifest": str(trained.manifest), "model_file": str(trained.output / "model.pt")}
-    execute("evaluate.json", run_id="evaluating", attacks=["adaptive"], attack_steps=2, **options)
-    rows = [json.loads(line) for line in (tmp_path / "tables" / "rows.jsonl").read_text().splitlines()]
-    found = {row["metric"]: row for row in rows if row["metric"].startswith("adaptive")}
-    assert {row["method"] for row in found.values()} == {"VAE with privacy loss"}
-    report = (tmp_path / "tables" / "report.md").read_text()
-    assert "Retrained attackers" in report and (tmp_path / "tables" / "attacks.csv").exists()
+    execute("evaluate.json", run_id="evaluating", attack_steps=2, **options)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "rows.jsonl").read_text().splitlines()]
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "## Attacks" in report and (tmp_path / "run" / "attacks.csv").exists()
+    private = [row for row in rows if row["metric"].startswith(PRIVATE)]
+    methods = {"none", "VAE with privacy loss"}
     if least > 1:
-        assert set(found) == {"adaptive_auc"} and found["adaptive_auc"]["value"] is None
-        assert "no verdict" in found["adaptive_auc"]["note"] and "no verdict" in report
-    else:
-        assert len(found) == 7 and all(0 <= row["value"] <= 1 for row in found.values())
-        assert "strongest pairing" in found["adaptive_auc"]["note"] and "strongest pairing" not in report
+        assert {row["value"] for row in private} == {None} and {row["method"] for row in private} == methods
+        assert all("no verdict" in row["note"] for row in private) and "no verdict" in report
+        return
+    for method in methods:
+        found = {row["metric"]: row["value"] for row in private if row["method"] == method}
+        assert {prefix for prefix in PRIVATE if any(name.startswith(prefix) for name in found)} == set(PRIVATE)
+        assert all(0 <= value <= 1 for value in found.values())
+    assert {row["metric"] for row in rows if row["metric"].startswith("probe_")} == {
+        f"probe_{latent}_{what}_auc"
+        for latent in ("identity", "medical", "residual")
+        for what in ("patient", "finding")
+    }
+    assert "P1 static" in report and "P8 latent probes" in report
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["settings"]["attack_steps"] == 2 and record["cohort"]["parts"]["training"]["images"] > 0
+
+
+PRIVATE = ("privacy_", "static_", "adaptive_", "linkage_", "inversion_", "membership_", "repeated_")
 
 
 def test_an_attack_that_does_not_exist_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"attacks: unknown \['telepathy'\]; known are \['adaptive'\]"):
+    with pytest.raises(ValueError, match=r"attacks: unknown \['telepathy'\]; known are \['static', 'adaptive', "):
         Settings(0.05, attacks=["telepathy"])
 
 

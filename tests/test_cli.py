@@ -14,6 +14,7 @@ from typer.testing import CliRunner, Result
 
 from monai_anon import __version__
 from monai_anon.__main__ import app
+from monai_anon.evaluation.judges import JudgeSchedule, judges_for
 from monai_anon.manifest import load_manifest
 from monai_anon.phantoms.sizes import part_sizes
 
@@ -47,7 +48,9 @@ def test_version_and_help_need_no_heavy_module() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("verb", [["phantom", "chest"], ["anonymize"]])
+@pytest.mark.parametrize(
+    "verb", [["phantom", "chest"], ["judges"], ["evaluate"], ["report"], ["ablation"], ["anonymize"]]
+)
 def test_the_help_of_every_verb_has_an_example(verb: list[str]) -> None:
     result = call(*verb, "--help")
     assert result.exit_code == 0
@@ -195,3 +198,44 @@ def test_what_is_wrong_with_the_bundle_or_the_device_is_told_before_any_work(
         result = call("anonymize", cohort, tmp_path / "out", *options)
         assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- evaluate, report ----
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A generated cohort of 64 pixels, as the shipped model wants it."""
+    out = tmp_path_factory.mktemp("people") / "chest"
+    assert call("phantom", "chest", out, "--images", "12,6,9", "--patients", "4,2,3", "--size", 64).exit_code == 0
+    return out
+
+
+def test_without_a_verifier_that_knows_people_there_is_no_verdict_and_the_exit_code_says_so(
+    people: Path, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_anon.evaluation.judges.LEAST_VERIFIER_AUC", 1.1)
+    quick = JudgeSchedule(verifier_steps=2, medical_steps=2, planes=(8, 8, 8, 8))
+    monkeypatch.setattr(
+        "monai_anon.evaluation.evaluation.judges_for", lambda *a, **k: judges_for(*a, **k | {"schedule": quick})
+    )
+    run, few = tmp_path / "run", ("--attacks", "static,linkage", "--content", "no", "--budget", 1, "--bootstrap", 5)
+    where = ("--bundle", root / "bundles" / "chest", "--manifest", people, "--judges-dir", tmp_path / "judges")
+    result = call("evaluate", *where, "--anonymizer", "monai_anon.baselines:Blur", "--output", run, *few)
+    assert result.exit_code == 3, result.output
+    assert "no verdict: the verifier's own AUC is" in result.stderr
+    rows = (run / "rows.jsonl").read_text()
+    assert '"metric": "static_auc", "value": null' in rows and '"method": "Blur"' in rows
+    page = call("report", run, "--output", tmp_path / "page.html")
+    assert page.exit_code == 3 and "no verdict" in page.stderr
+    assert "no verdict" in (tmp_path / "page.html").read_text().lower()
+    other = call("evaluate", *where, "--anonymizer", "monai_anon.baselines:Constant", "--output", run, *few)
+    assert other.exit_code == 2 and "holds the run of 'Blur', not of 'Constant'" in other.stderr
+
+
+def test_evaluate_refuses_an_unknown_attack_and_plans_without_doing(people: Path, tmp_path: Path, root: Path) -> None:
+    where = ("--bundle", root / "bundles" / "chest", "--manifest", people, "--output", tmp_path / "run")
+    wrong = call("evaluate", *where, "--attacks", "telepathy")
+    assert wrong.exit_code == 2 and "telepathy" in wrong.stderr and "static" in wrong.stderr
+    planned = call("evaluate", *where, "--attacks", "static", "--content", "no", "--dry-run")
+    assert planned.exit_code == 0 and "none: static" in planned.stdout and not (tmp_path / "run").exists()

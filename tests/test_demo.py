@@ -60,16 +60,6 @@ def test_every_verb_has_help(verb: str) -> None:
     assert "--bundle" in result.output
 
 
-def test_a_missing_model_names_the_commands_that_make_one(tmp_path: Path) -> None:
-    from monai_anon.anonymizers import LatentSwapAnonymizer
-    from monai_anon.evaluation.evaluation import load_model
-    from monai_anon.networks import Decoder, Disentangler, Encoder, IdentityVAE, LatentClassifier
-
-    network = LatentSwapAnonymizer(Disentangler(Encoder(32), Decoder(32), LatentClassifier(4, 2)), IdentityVAE())
-    with pytest.raises(FileNotFoundError, match=r"train\.json.*train_identity_vae\.json"):
-        load_model(network, tmp_path / "absent.pt")
-
-
 def test_an_override_that_evaluate_json_does_not_have_is_refused() -> None:
     from monai_anon.evaluation.evaluation import bundle_evaluation
 

@@ -24,8 +24,11 @@ from monai_anon.handlers import (
     ReplacementScore,
     TrainingCollapse,
     VAEScore,
+    carry_record,
+    read_record,
     replacement_grid,
     save_weights,
+    write_record,
 )
 from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import IdentityVAE, Latents
@@ -439,7 +442,7 @@ def best_of(folder, scores, **options):
 def test_best_model_keeps_the_first_best_epoch(tmp_path):
     epoch, best = best_of(tmp_path, [0.2, 0.8, 0.5, 0.8])
     assert epoch == 2 and best.best == 0.8
-    assert [file.name for file in tmp_path.iterdir()] == ["best.pt"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["best.json", "best.pt"]
 
 
 def test_best_model_may_keep_the_last_epoch_and_still_knows_the_best(tmp_path):
@@ -485,6 +488,55 @@ def test_save_weights_makes_folders_and_leaves_the_old_file_when_it_fails(tmp_pa
     with pytest.raises(OSError, match="full"):
         save_weights({"w": parameter + 1}, path)
     assert torch.equal(torch.load(path)["w"], torch.arange(3.0))
+
+
+# ---- The training's record ----
+
+
+def recorded(folder, epochs, scores=None, **options):
+    """A training of 4 batches of 4 images an epoch that resumes in `folder`; its record."""
+    best = BestModel(Scores(scores or [0.1] * epochs), Descent().network.state_dict, folder / "best.pt", **options)
+    descent(folder, max_epochs=epochs, also={"best": best}, handlers=[best]).run()
+    return read_record(folder / "best.pt")
+
+
+def test_the_record_counts_every_image_of_every_epoch_and_names_the_epoch_that_was_kept(tmp_path):
+    record = recorded(tmp_path, 3, [0.2, 0.8, 0.5])
+    assert record.pop("seconds") > 0
+    assert record == {"images_seen": 3 * 4 * 4, "iterations": 12, "epoch_kept": 2, "seed": 0}
+
+
+def test_a_resumed_training_goes_on_with_its_record(tmp_path):
+    first = recorded(tmp_path, 2, [0.9, 0.1])
+    write_record(first | {"seconds": 1000.0}, tmp_path / "best.pt")
+    second = recorded(tmp_path, 3, [0.5])
+    assert (second["iterations"], second["images_seen"], second["epoch_kept"]) == (12, 48, 1)
+    assert 1000 < second["seconds"] < 1100
+
+
+def test_a_fine_tuned_model_carries_what_its_first_training_cost(tmp_path):
+    before = {"images_seen": 100, "iterations": 25, "seconds": 500.0, "seed": 7}
+    write_record(before, tmp_path / "first.pt")
+    record = recorded(tmp_path / "fine", 1, started_from=tmp_path / "first.pt")
+    assert (record["images_seen"], record["iterations"], record["seed"]) == (116, 29, 0)
+    assert 500 < record["seconds"] < 600
+    assert recorded(tmp_path / "unknown", 1, started_from=tmp_path / "absent.pt")["images_seen"] == 16
+
+
+def test_the_record_of_both_stages_is_the_first_ones_with_the_seconds_beside_it(tmp_path):
+    write_record({"images_seen": 180, "seed": 3}, tmp_path / "disentangler.pt")
+    write_record({"images_seen": 20}, tmp_path / "identity_vae.pt")
+    files = [str(tmp_path / name) for name in ("disentangler.pt", "identity_vae.pt", "joined/model.pt")]
+    assert carry_record(*files) == tmp_path / "joined" / "model.json"
+    assert read_record(files[2]) == {"images_seen": 180, "seed": 3, "identity_vae": {"images_seen": 20}}
+    assert read_record(tmp_path / "absent.pt") == {}
+
+
+@pytest.mark.parametrize("text", ["{", "[1]"])
+def test_a_broken_record_is_named(tmp_path, text):
+    (tmp_path / "model.json").write_text(text)
+    with pytest.raises(ValueError, match=r"model\.json is no training record"):
+        read_record(tmp_path / "model.pt")
 
 
 # ---- The collapse guard ----

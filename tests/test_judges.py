@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from monai_anon.cohort import Cohort
 from monai_anon.evaluation import judges as module
 from monai_anon.evaluation.judge_training import augment
 from monai_anon.evaluation.judges import Judges, JudgeSchedule, quality, train_judges, verdict
@@ -35,7 +36,7 @@ def toy_cohort(patients=24, images=4, size=32, seed=0, columns=True):
     if columns:
         for entry, f, s, v in zip(entries, finding, side, severity):
             entry |= {"side": ("right", "left")[s] if f else "none", "severity": float(v)}
-    return SimpleNamespace(
+    return Cohort(
         images=torch.from_numpy(pixels.clip(0, 255).astype(np.uint8))[:, None],
         patient=torch.from_numpy(patient),
         finding=torch.from_numpy(finding),

@@ -1,13 +1,15 @@
 """Laws and known answers of the figures: an oracle scores 1, a blind judge is at chance, a wrong one below."""
 
+import itertools
 import time
 
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from sklearn.metrics import roc_auc_score
 
-from monai_anon.evaluation import metrics
+from monai_anon.evaluation import galleries, metrics
 
 
 @pytest.fixture
@@ -63,19 +65,19 @@ def test_pair_weights_equal_those_of_images_written_out_as_often_as_drawn(rng):
 
 def test_rank_k_of_an_oracle_of_the_blind_and_of_the_second_best():
     patients = np.arange(5)
-    assert metrics.rank_k(np.eye(5), patients, patients) == 1.0
-    assert metrics.rank_k(np.zeros((5, 5)), patients, patients) == pytest.approx(metrics.rank_k_chance(5))
-    assert metrics.rank_k(np.zeros((5, 5)), patients, patients, k=2) == pytest.approx(metrics.rank_k_chance(5, 2))
+    assert galleries.rank_k(np.eye(5), patients, patients) == 1.0
+    assert galleries.rank_k(np.zeros((5, 5)), patients, patients) == pytest.approx(galleries.rank_k_chance(5))
+    assert galleries.rank_k(np.zeros((5, 5)), patients, patients, k=2) == pytest.approx(galleries.rank_k_chance(5, 2))
     second = np.eye(5) + 2 * np.roll(np.eye(5), 1, axis=1)
-    assert metrics.rank_k(second, patients, patients) == 0.0
-    assert metrics.rank_k(second, patients, patients, k=2) == 1.0
+    assert galleries.rank_k(second, patients, patients) == 0.0
+    assert galleries.rank_k(second, patients, patients, k=2) == 1.0
 
 
 def test_rank_k_refuses_an_open_gallery_and_a_patient_twice():
     with pytest.raises(ValueError, match="no image of their patient"):
-        metrics.rank_k(np.zeros((1, 2)), np.array([7]), np.array([1, 2]))
+        galleries.rank_k(np.zeros((1, 2)), np.array([7]), np.array([1, 2]))
     with pytest.raises(ValueError, match="repeats"):
-        metrics.rank_k(np.zeros((1, 2)), np.array([1]), np.array([1, 1]))
+        galleries.rank_k(np.zeros((1, 2)), np.array([1]), np.array([1, 1]))
 
 
 def test_claim_pairs_leave_out_the_image_used_and_the_patient_left_out():
@@ -92,11 +94,11 @@ def test_claim_pairs_leave_out_the_image_used_and_the_patient_left_out():
 def test_linkage_never_shows_the_image_a_query_was_made_from():
     patients = np.array([0, 0, 1, 1, 2])
     itself = np.eye(5)  # a "recogniser" that knows images, not people, finds nobody
-    hits, gallery = metrics.linkage_hits(itself, patients, patients, np.arange(5))
+    hits, gallery = galleries.linkage_hits(itself, patients, patients, np.arange(5))
     assert gallery == 3 and np.isnan(hits[4])  # the last patient has no other image to be found by
     assert (hits[:4] < 1).all()
     people = (patients[:, None] == patients[None, :]).astype(float)
-    hits, _ = metrics.linkage_hits(people, patients, patients, np.arange(5), seed=1)
+    hits, _ = galleries.linkage_hits(people, patients, patients, np.arange(5), seed=1)
     np.testing.assert_array_equal(hits[:4], 1.0)
 
 
@@ -170,3 +172,66 @@ def test_a_thousand_resamples_of_all_pairs_of_300_images_take_less_than_two_seco
     start = time.process_time()
     metrics.patient_bootstrap(statistic, patients, n=1000)
     assert time.process_time() - start < 4.0  # 2 s on an idle core; slack for a busy machine
+
+
+# ---- the curve under many weightings, galleries of any size ----
+
+
+def weighted_pairs():
+    rng = np.random.default_rng(0)
+    patients = np.repeat(np.arange(9), 3)
+    similarity = (rng.normal(size=(27, 27)) + (patients[:, None] == patients)).round(1)  # with ties
+    first, second, same = metrics.claim_pairs(patients)
+    return similarity[first, second], first, second, same, patients
+
+
+@pytest.mark.parametrize("seed", [None, 1, 2])
+def test_the_weighted_curve_is_that_of_scikit_learn(seed):
+    scores, first, second, same, patients = weighted_pairs()
+    images = np.ones(27) if seed is None else np.random.default_rng(seed).integers(0, 3, 9)[patients].astype(float)
+    weights = metrics.pair_weights(first, second, patients)(images)
+    roc = metrics.WeightedRoc(scores, same)
+    assert roc.equal_error_rate(weights) == pytest.approx(metrics.equal_error_rate(scores, same, weights))
+    for far in (0.01, 0.1, 0.5):
+        assert roc.true_accepts(weights, far) == pytest.approx(metrics.tar_at_far(scores, same, far, weights))
+    auc = metrics.pair_auc(scores, first, second, same, patients)(images)
+    assert trapezoid(*roc.curve(weights)[::-1]) == pytest.approx(auc)
+
+
+def test_a_curve_without_one_kind_is_undefined():
+    roc = metrics.WeightedRoc(np.array([1.0, 2.0]), np.array([True, False]))
+    assert np.isnan(roc.equal_error_rate(np.array([1.0, 0.0]))) and np.isnan(roc.true_accepts(np.zeros(2), 0.1))
+
+
+@pytest.mark.parametrize(("size", "k"), [(2, 1), (3, 1), (3, 2), (5, 2), (5, 5)])
+def test_the_expected_rank_is_the_mean_over_all_galleries(size, k):
+    rng = np.random.default_rng(3)
+    mates, others = rng.integers(0, 4, 6).astype(float), rng.integers(0, 4, (6, 4)).astype(float)
+
+    def hit(mate, gallery):
+        above, tied = (gallery > mate).sum(), (gallery == mate).sum()
+        return np.mean([above + place < k for place in range(tied + 1)])
+
+    slow = [
+        np.mean([hit(mate, row[list(chosen)]) for chosen in itertools.combinations(range(4), size - 1)])
+        for mate, row in zip(mates, others)
+    ]
+    assert galleries.expected_rank_k(mates, others, size, k) == pytest.approx(slow)
+
+
+def test_expected_ranks_know_chance_the_unknown_and_the_limits():
+    assert galleries.expected_rank_k(np.zeros(2), np.zeros((2, 9)), 5) == pytest.approx(0.2)
+    found = galleries.expected_rank_k(np.array([1.0, np.nan]), np.zeros((2, 3)), 4)
+    assert found[0] == 1 and np.isnan(found[1])
+    with pytest.raises(ValueError, match="a gallery of 5 people; there are 4"):
+        galleries.expected_rank_k(np.zeros(1), np.zeros((1, 3)), 5)
+
+
+def test_average_precision_at_r_of_an_oracle_of_the_half_right_and_of_the_lonely():
+    patients = np.array([0, 0, 0, 1, 1, 2])
+    oracle = (patients[:, None] == patients).astype(float)
+    found = galleries.average_precision_at_r(oracle, patients)
+    assert found[:5] == pytest.approx(1) and np.isnan(found[5])
+    # Query 0: the nearest is a stranger, the second is right: 1/2 (0 + 1/2).
+    half = np.array([[0, 0.5, 0.1, 0.9, 0, 0]] * 6)
+    assert galleries.average_precision_at_r(half, patients)[0] == pytest.approx(0.25)

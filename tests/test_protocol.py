@@ -5,7 +5,6 @@ disentangler and `SeeingJudges` oracle judges, and every figure of the tables is
 """
 
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -223,4 +222,3 @@ def test_a_cohort_without_pairs_leaves_the_person_out(cohort):
     single = toy_cohort(12, images=1, seed=2)
     rows = evaluate_disentanglement(Halves(), single, SeeingJudges(), SETTINGS)
     assert "no verdict: no patient has two images" in {row.note for row in rows}
-    assert isinstance(single, SimpleNamespace)

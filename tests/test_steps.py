@@ -252,6 +252,19 @@ def test_a_step_varies_its_images_only_if_told(monkeypatch):
     assert torch.equal(seen[0], both) and not torch.equal(seen[1], both)
 
 
+@pytest.mark.parametrize("augment", [True, False])
+def test_the_discriminator_sees_augmented_images_only_if_told(augment):
+    critic, seen = tiny_discriminator(), []
+    critic.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].detach()))
+    recipe = Recipe({"ssim": 1.0, "adversarial": 0.1}, augment=augment)
+    batch = pair_batch()
+    make_step(recipe, identity=ContrastiveIdentity(), discriminator=critic)(batch, 0.5)
+    real = torch.cat([batch["i_ori"], batch["i_same"]])
+    assert [len(images) for images in seen] == [24, 12]  # the discriminator's own step, then the decoder's
+    assert torch.equal(seen[0][:12], real) != augment
+    assert torch.equal(seen[0][12:], seen[1]) != augment
+
+
 # ---- Swaps ----
 
 

@@ -1,43 +1,54 @@
-"""Tables 2 and 3 of one trained model on one manifest: what `evaluate.json` and `monai-anon evaluate` run."""
+"""All measurements of one anonymizer on one manifest: what `evaluate.json` and `monai-anon evaluate` run."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
-import subprocess
+import time
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
+from monai_anon.baselines import BASELINES
 from monai_anon.cohort import Cohort
-from monai_anon.datasets import file_digest
 from monai_anon.engines import StepTrainer
-from monai_anon.evaluation.attacks import adaptive_attack
+from monai_anon.evaluation.attacks import ATTACKS
+from monai_anon.evaluation.attacks.headline import headline
+from monai_anon.evaluation.contents import CONTENT
+from monai_anon.evaluation.contents.factors import factor_tables
+from monai_anon.evaluation.figures import draw_figures, draw_releases
 from monai_anon.evaluation.judges import SCHEDULE, Judges, JudgeSchedule, judges_for
+from monai_anon.evaluation.measuring import Measuring
 from monai_anon.evaluation.protocol import IdentitySource, Settings, evaluate_anonymization, evaluate_disentanglement
+from monai_anon.evaluation.record import revision, run_record, typed_command
+from monai_anon.evaluation.scene import Measure, Scene
+from monai_anon.evaluation.subjects import Subject, load_subject, subject_of, trained_subject
 from monai_anon.evaluation.tables import JUDGES, Row, report, stamp, write_tables
 from monai_anon.identities import AveragedIdentities, Gallery, IdentityPairs, SampledIdentities, build_gallery
 from monai_anon.identity_vae_step import IdentityVAEStep
 from monai_anon.manifest import load_manifest
 from monai_anon.networks import Disentangler, IdentityVAE
 from monai_anon.optimisation import Optimisation
+from monai_anon.preconditions import unwrapped
 
+OURS = "VAE with privacy loss"
 logger = logging.getLogger("monai_anon")
 
 
 class Evaluation:
-    """Measures a trained anonymizer on the test part of a manifest.
+    """Measures an anonymizer on the test part of a manifest: the paper's tables, attacks, content and exact factors.
 
     Args:
         model: networks with the weights of `model_file` still to be loaded.
         model_file: tensors only, as stage 2 writes it.
         manifest: path of the manifest.
-        output_dir: gets `rows.jsonl`, `report.md` and one CSV a table; `judges_dir` keeps the judges for the next time.
-        settings: threshold of the paper, draws of the bootstrap, seed.
+        output_dir: gets `rows.jsonl`, `report.md`, one CSV a table, pictures; `measured/` there keeps every measurement
+            for the next time, `judges_dir` the judges.
+        settings: what to measure, and how.
         schedule: budget of the judges.
-        plain_vae_epochs: of the VAE without privacy loss, which is fitted here; as many as its private sibling's.
+        anonymizer: `package.module:Class` to measure in place of the model; "" for the model.
     """
 
     def __init__(
@@ -49,13 +60,16 @@ class Evaluation:
         judges_dir: str,
         settings: Settings,
         schedule: JudgeSchedule = SCHEDULE,
-        plain_vae_epochs: int = 40,
+        anonymizer: str = "",
         device: str | torch.device = "cpu",
     ):
         self.model, self.model_file, self.manifest = model, Path(model_file), load_manifest(manifest)
         self.output_dir, self.judges_dir, self.settings = Path(output_dir), Path(judges_dir), settings
-        self.schedule, self.plain_vae_epochs, self.device = schedule, plain_vae_epochs, torch.device(device)
+        self.schedule, self.anonymizer, self.device = schedule, anonymizer, torch.device(device)
+        if unknown := sorted(set(settings.content) - set(CONTENT)):
+            raise ValueError(f"content: unknown {unknown}; known are {list(CONTENT)}")
         encoder = model.disentangler.encoder
+        self._plain_vae: IdentityVAE | None = None
         self.size, self.channels = int(encoder.size), int(encoder.channels)
 
     def train_judges(self) -> Judges:
@@ -65,62 +79,120 @@ class Evaluation:
         )
 
     def cohort(self, part: str) -> Cohort:
+        """The images of a part, read once and cached."""
         return Cohort.from_manifest(self.manifest, part, self.size, self.channels, cache_dir=self.judges_dir / "cache")
 
-    def run(self) -> list[Row]:
-        """Measure, write the files, print the tables, return the rows.
+    def subject(self) -> Subject:
+        """Who is measured: the class that was named, or the bundle's model.
 
         Raises:
             FileNotFoundError: there is no model; names the commands that make one.
         """
-        load_model(self.model, self.model_file)
-        disentangler = self.model.disentangler.eval().to(self.device)
-        judges = self.train_judges()
-        training, test = self.cohort("training"), self.cohort("test")
-        gallery = build_gallery(disentangler, training)
-        logger.info("measuring %d test images of %d patients", len(test), test.num_patients)
-        rows = evaluate_disentanglement(disentangler, test, judges, self.settings)
-        sources = self.sources(disentangler, gallery)
-        rows += evaluate_anonymization(disentangler, sources, training, test, judges, self.settings)
-        if "adaptive" in self.settings.attacks:
-            silence = next((row.note for row in rows if row.method == JUDGES and row.note), "")
-            rows += self.adaptive_rows("VAE with privacy loss", judges, test, silence)
-        rows = stamp(rows, weights=file_digest(str(self.model_file)), revision=revision())
+        if self.anonymizer:
+            return load_subject(self.anonymizer, self.channels, self.size, self.device)
+        return trained_subject(OURS, self.model, self.model_file, self.device)
+
+    def scene(self) -> Scene:
+        """Data, judges and budget, the same for every subject."""
+        scene = Scene(
+            self.cohort("training"),
+            self.cohort("validation") if self.manifest.parts.get("validation") else None,
+            self.cohort("test"),
+            self.train_judges(),
+            steps=self.settings.attack_steps,
+            schedule=self.schedule,
+            seed=self.settings.seed,
+            n_bootstrap=self.settings.n_bootstrap,
+            device=self.device,
+        )
+        parts = {name: scene.part(name) for name in ("training", "validation", "test")}
+        scene.factors = factor_tables(self.manifest.path.parent, parts)
+        return scene
+
+    def plan(self, subject: Subject) -> list[tuple[Subject, str, Measure]]:
+        """Every measurement of a run: the paper's tables first, then all others on `none` and on the subject."""
+        chosen = {name: ATTACKS[name] for name in self.settings.attacks}
+        chosen |= {name: CONTENT[name] for name in self.settings.content}
+        reference = subject_of("none", BASELINES["none"]())
+        plan: list[tuple[Subject, str, Measure]] = []
+        if subject.networks is not None:
+            plan += [(subject, "Table 2", self.table_2), (subject, "Table 3", self.table_3)]
+        for one in (reference, subject) if subject.weights != reference.weights else (reference,):
+            plan += [(one, name, measure) for name, measure in chosen.items()]
+        return plan
+
+    def planned(self) -> list[str]:
+        """What a run would do, a line each; trains, measures and writes nothing."""
+        found = self.subject()
+        lines = [f"{one.name}: {name}" for one, name, _ in self.plan(found)]
+        return [f"would measure on {self.manifest.path} (budget {self.settings.attack_steps} batches):", *lines]
+
+    def run(self) -> list[Row]:
+        """Measure what is not measured yet, write the files, print the tables, return the rows.
+
+        Raises:
+            FileExistsError: the folder holds the run of another anonymizer.
+        """
+        began, subject = time.monotonic(), self.subject()
+        refuse_other_subject(self.output_dir, subject)
+        scene = self.scene()
+        logger.info("measuring %s on %d test images of %d people", subject.name, len(scene.test), scene.people)
+        measuring = Measuring(self.output_dir / "measured", scene, self.settings, revision())
+        rows = stamp(scene.quality_rows(), revision=revision()) + measuring.run(self.plan(subject))
+        for name in dict.fromkeys(row.method for row in rows):
+            rows += headline([row for row in rows if row.method == name])
         for path in write_tables(rows, self.output_dir):
             logger.info("wrote %s", path)
+        record = run_record(self.manifest, subject, scene, self.settings, measuring, time.monotonic() - began)
+        curves = [curve for found in measuring.results.values() for curve in found.curves]
+        for name, content in (("run.json", record), ("curves.json", curves)):
+            write_json(content, self.output_dir / name)
+        self.draw(subject, scene)
         print(report(rows))
         return rows
 
-    def adaptive_rows(self, method: str, judges: Judges, test: Cohort, silence: str) -> list[Row]:
-        """P2 on the anonymizer as it is released: the attacker starts from the verifier, and says nothing where that
-        one knows too little (`silence` tells why).
-        """
-        if silence:
-            return [Row(method, test.name, "adaptive_auc", None, seed=self.settings.seed, note=silence)]
-        size = int(self.model.noise_size)
-        model = self.model.eval().to(self.device)
+    def table_2(self, subject: Subject, scene: Scene) -> list[Row]:
+        """The paper's Table 2, by its own networks and by the judges."""
+        assert subject.networks is not None
+        rows = evaluate_disentanglement(subject.networks.disentangler, scene.test, scene.judges, self.settings)
+        return [row for row in rows if row.method != JUDGES or row.metric not in scene.quality]
 
-        def anonymise(images: Tensor, generator: torch.Generator) -> Tensor:
-            noise = torch.randn(len(images), size, generator=generator)
-            return model(images.to(self.device), noise.to(self.device))
+    def table_3(self, subject: Subject, scene: Scene) -> list[Row]:
+        """Our rows of the paper's Table 3."""
+        assert subject.networks is not None
+        disentangler = subject.networks.disentangler
+        sources = self.sources(disentangler, build_gallery(disentangler, scene.training))
+        return evaluate_anonymization(disentangler, sources, scene.training, scene.test, scene.judges, self.settings)
 
-        return adaptive_attack(
-            method,
-            anonymise,
-            self.cohort("training"),
-            self.cohort("validation") if self.manifest.parts.get("validation") else None,
-            test,
-            start=judges.verifier,
-            seed=self.settings.seed,
-            n_bootstrap=self.settings.n_bootstrap,
-            schedule=dataclasses.replace(self.schedule, verifier_steps=self.settings.attack_steps),
-            device=self.device,
-        )
+    def draw(self, subject: Subject, scene: Scene) -> None:
+        """Figures 4 to 7 of the paper and the report's explanation, or what another anonymizer makes of images."""
+        folder = self.output_dir / "pictures"
+        if subject.networks is None:
+            draw_releases(subject, scene.test, folder, seed=scene.seed, command=typed_command())
+            return
+        gallery = build_gallery(subject.networks.disentangler, scene.training)
+        plain = self.plain_vae(gallery)
+        options: dict[str, Any] = {"numbers": (0, 4, 5, 6, 7), "seed": scene.seed, "command": typed_command()}
+        draw_figures(subject.networks, plain, scene.test, gallery, folder, **options)
+
+    def plain_vae(self, gallery: Gallery) -> IdentityVAE:
+        """A VAE of the same shape without the privacy loss, fitted on the same latents: a row of Table 3."""
+        if self._plain_vae is None:
+            torch.manual_seed(self.settings.seed)
+            like = self.model.identity_vae
+            vae = IdentityVAE(like.identity_size, like.latent_size, unit_identity=like.unit_identity)
+            step = IdentityVAEStep(vae, {"reconstruction": 1.0, "kl": 0.002}, Optimisation(lr=1e-3))
+            batches, seed = IdentityPairs(gallery, seed=self.settings.seed), self.settings.seed
+            StepTrainer("cpu", self.settings.plain_vae_epochs, batches, step, seed=seed).run()
+            smoothed = step.updater.smoothed
+            assert isinstance(smoothed, IdentityVAE)
+            self._plain_vae = smoothed
+        return self._plain_vae
 
     def sources(self, disentangler: Disentangler, gallery: Gallery) -> dict[str, IdentitySource]:
         """Our rows of Table 3. The plain VAE is fitted here, on the same latents."""
         unit = bool(disentangler.encoder.unit_identity)
-        plain = plain_vae(self.model.identity_vae, gallery, self.settings.seed, self.plain_vae_epochs)
+        plain = self.plain_vae(gallery)
         sources: dict[str, IdentitySource] = {
             "VAE with privacy loss": SampledIdentities(self.model.identity_vae),
             "VAE (plain)": SampledIdentities(plain),
@@ -132,39 +204,25 @@ class Evaluation:
         return sources | {"averaging all identities": AveragedIdentities(gallery, None, unit)}
 
 
-def load_model(model: nn.Module, path: Path) -> None:
-    """Weights into a `LatentSwapAnonymizer`; clear errors for a missing or an unfitting file."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing. Make it with: python -m monai.bundle run training --config_file "
-            "bundles/chest/configs/train.json, then the same with train_identity_vae.json"
-        )
-    try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except RuntimeError as error:
-        raise ValueError(
-            f"{path} does not fit the configured networks (image_size, latent_sizes, widths?): {error}"
-        ) from error
+def refuse_other_subject(folder: Path, subject: Subject) -> None:
+    """A folder holds the run of one anonymizer; a new training of it replaces the old one's tables.
+
+    Raises:
+        FileExistsError: it holds that of another.
+    """
+    record = folder / "run.json"
+    if record.is_file():
+        name = json.loads(record.read_text(encoding="utf-8"))["subject"]["name"]
+        if name != subject.name:
+            raise FileExistsError(f"{folder} holds the run of {name!r}, not of {subject.name!r}; give another --output")
 
 
-def plain_vae(like: IdentityVAE, gallery: Gallery, seed: int, epochs: int) -> IdentityVAE:
-    """A VAE of the same shape without the privacy loss: the comparison row of Table 3."""
-    torch.manual_seed(seed)
-    vae = IdentityVAE(like.identity_size, like.latent_size, unit_identity=like.unit_identity)
-    step = IdentityVAEStep(vae, {"reconstruction": 1.0, "kl": 0.002}, Optimisation(lr=1e-3))
-    StepTrainer("cpu", epochs, IdentityPairs(gallery, seed=seed), step, seed=seed).run()
-    smoothed = step.updater.smoothed
-    assert isinstance(smoothed, IdentityVAE)
-    return smoothed
-
-
-def revision() -> str:
-    """The source's git revision, `+` for uncommitted changes, `unknown` outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty=+", "--exclude", "*"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
+def write_json(content: object, path: Path) -> Path:
+    """A JSON file, written whole or not at all."""
+    draft = path.with_suffix(".json.part")
+    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    draft.replace(path)
+    return path
 
 
 def bundle_evaluation(bundle: Path, overrides: dict[str, object]) -> Evaluation:
@@ -184,6 +242,9 @@ def bundle_evaluation(bundle: Path, overrides: dict[str, object]) -> Evaluation:
     if unknown:
         raise ValueError(f"{config} has no {unknown}; it has {sorted(content)}")
     parser = ConfigParser(content | {"bundle_root": str(bundle)} | given)
-    evaluation = parser.get_parsed_content("evaluation")
+    try:
+        evaluation = parser.get_parsed_content("evaluation")
+    except RuntimeError as error:
+        raise unwrapped(error) from error
     assert isinstance(evaluation, Evaluation)
     return evaluation

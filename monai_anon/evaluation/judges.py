@@ -22,7 +22,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from monai_anon.evaluation import metrics
+from monai_anon.evaluation import galleries, metrics
 from monai_anon.evaluation.judge_networks import (
     MedicalJudge,
     Verifier,
@@ -210,8 +210,8 @@ def quality(judges: Judges, cohort: Cohort, *, n_bootstrap: int = 1000, seed: in
     if same.any() and not same.all():
         auc = metrics.pair_auc(similarity[first, second], first, second, same, patients)
         figures["verification_auc"] = interval(auc)
-        hits, gallery = metrics.linkage_hits(similarity, patients, patients, everyone, seed=seed)
-        chance = metrics.rank_k_chance(gallery)
+        hits, gallery = galleries.linkage_hits(similarity, patients, patients, everyone, seed=seed)
+        chance = galleries.rank_k_chance(gallery)
         figures["rank_1"] = interval(lambda weights: metrics.weighted_mean(hits, weights))
         figures["rank_1_chance"] = metrics.Interval(chance, chance, chance, gallery)
     probabilities, side_scores, severity = judges.read(cohort.images)

@@ -119,6 +119,51 @@ def pair_auc(scores: Array, first: Array, second: Array, same: Array, patients: 
     return statistic
 
 
+class WeightedRoc:
+    """The ROC curve of fixed scores under many weightings: sorts once, then one pass a weighting.
+
+    Equal to scikit-learn's with ``sample_weight`` (see the tests); exists because a bootstrap asks a thousand times.
+    """
+
+    def __init__(self, scores: Array, positive: Array) -> None:
+        positive, scores = _both_kinds(positive), np.asarray(scores, dtype=np.float64)
+        self._order = np.argsort(-scores, kind="stable")
+        self._positive = positive[self._order]
+        falling = scores[self._order]
+        self._last = np.append(np.flatnonzero(falling[1:] != falling[:-1]), len(falling) - 1)  # of equal scores
+
+    def curve(self, weights: Array) -> tuple[Array, Array]:
+        """False and true accept rates (T + 1,) from "nobody" to "everybody"; NaN where one kind has no weight."""
+        weights = np.asarray(weights, dtype=np.float64)[self._order]
+        rates = []
+        for counted in (~self._positive, self._positive):
+            total = np.cumsum(np.where(counted, weights, 0.0))
+            with np.errstate(invalid="ignore"):
+                rates.append(np.append(0.0, total[self._last]) / total[-1])
+        return rates[0], rates[1]
+
+    def equal_error_rate(self, weights: Array) -> float:
+        """`equal_error_rate`; NaN where one kind has no weight."""
+        far, tar = self.curve(weights)
+        return float(np.interp(0.0, far + tar - 1.0, far)) if np.isfinite(far[-1] + tar[-1]) else float("nan")
+
+    def true_accepts(self, weights: Array, far: float) -> float:
+        """`tar_at_far`; NaN where one kind has no weight."""
+        false_accepts, true_accepts = self.curve(weights)
+        if not np.isfinite(false_accepts[-1] + true_accepts[-1]):
+            return float("nan")
+        return float(true_accepts[false_accepts <= far + 1e-12].max())
+
+
+def pair_weights(first: Array, second: Array, patients: Array) -> Callable[[Array], Array]:
+    """Weights (P,) of image pairs from those of images (N,): a pair within one patient counts as often as the patient
+    was drawn, one of two patients as often as both were.
+    """
+    first, second, patients = np.asarray(first), np.asarray(second), np.asarray(patients)
+    within = patients[first] == patients[second]
+    return lambda weights: weights[first] * np.where(within, 1.0, weights[second])
+
+
 def claim_pairs(
     patients: Array, claimed: Array | None = None, used: Array | None = None, left_out: Array | None = None
 ) -> tuple[Array, Array, Array]:
@@ -142,75 +187,6 @@ def claim_pairs(
         compare &= patients[None, :] != np.asarray(left_out)[:, None]
     first, second = np.nonzero(compare)
     return first, second, patients[second] == claimed[first]
-
-
-# ---- who is it: a gallery ----
-
-
-def rank_k_hits(similarity: Array, query_patient: Array, gallery_patient: Array, k: int = 1) -> Array:
-    """Whether each query finds its patient among the ``k`` nearest of the gallery: (Q,) in [0, 1].
-
-    Args:
-        similarity: (Q, G).
-        query_patient: (Q,); each must be in the gallery.
-        gallery_patient: (G,), every patient once.
-
-    Equal similarities are ranked at random and the expectation is returned, so a constant embedding is at chance.
-
-    Raises:
-        ValueError: a patient twice in the gallery, or a query without its patient there.
-    """
-    similarity, gallery_patient = np.asarray(similarity), np.asarray(gallery_patient)
-    own = np.asarray(query_patient)[:, None] == gallery_patient[None, :]
-    if len(np.unique(gallery_patient)) != len(gallery_patient):
-        raise ValueError("a gallery holds every patient once; this one repeats a patient")
-    if not own.any(axis=1).all():
-        raise ValueError(f"{int((~own.any(axis=1)).sum())} queries have no image of their patient in the gallery")
-    mine = similarity[own][:, None]
-    above = (similarity > mine).sum(axis=1)
-    tied = (similarity == mine).sum(axis=1)  # the right one included
-    return np.clip((k - above) / tied, 0.0, 1.0)
-
-
-def rank_k(similarity: Array, query_patient: Array, gallery_patient: Array, k: int = 1) -> float:
-    """Share of queries whose patient is among the ``k`` nearest of the gallery; chance is `rank_k_chance`."""
-    return float(rank_k_hits(similarity, query_patient, gallery_patient, k).mean())
-
-
-def rank_k_chance(gallery_size: int, k: int = 1) -> float:
-    """What `rank_k` is for a judge that sees nothing."""
-    return min(k / gallery_size, 1.0)
-
-
-def linkage_hits(
-    similarity: Array, patients: Array, claimed: Array, used: Array, k: int = 1, seed: int = 0
-) -> tuple[Array, int]:
-    """Rank-k hits of queries in a gallery of one image per patient, never the image a query was made from.
-
-    Args:
-        similarity: (Q, N) of the queries to all real images.
-        patients: (N,) patient of every real image.
-        claimed: (Q,) the patient to be found.
-        used: (Q,) index of the real image the query was made from; another of its patient stands in for it.
-        seed: which image of each patient is in the gallery.
-
-    Returns:
-        (Q,) expected hits, NaN where the claimed patient has no other image; and the gallery's size.
-    """
-    patients, claimed = np.asarray(patients), np.asarray(claimed)
-    order = np.random.default_rng(seed).permutation(len(patients))
-    names, first = np.unique(patients[order], return_index=True)
-    gallery = order[first]
-    rest = np.setdiff1d(order, gallery)
-    spare = {patient: image for image, patient in zip(rest, patients[rest], strict=True)}
-    row = np.searchsorted(names, claimed)
-    scores = np.asarray(similarity)[:, gallery].copy()
-    hits = np.full(len(claimed), np.nan)
-    known = np.array([patient in spare for patient in claimed], dtype=bool)
-    for query in np.flatnonzero(known & (gallery[row] == used)):
-        scores[query, row[query]] = similarity[query, spare[claimed[query]]]
-    hits[known] = rank_k_hits(scores[known], claimed[known], names, k)
-    return hits, len(names)
 
 
 def squared_distance(a: Array, b: Array) -> Array:

@@ -13,14 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from monai_anon.evaluation import metrics
-from monai_anon.evaluation.judges import Judges, quality, severities, side_codes, verdict
+from monai_anon.evaluation import galleries, metrics
+from monai_anon.evaluation.attacks import ATTACKS
+from monai_anon.evaluation.findings import Truth, finding_figures
+from monai_anon.evaluation.judges import Judges, quality, verdict
+from monai_anon.evaluation.latents import Disentangling, decode, device_of, encode
 from monai_anon.evaluation.tables import JUDGES, Row
 from monai_anon.networks import Latents
 from monai_anon.readers import to_model_range
@@ -30,21 +33,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 IdentitySource = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-ATTACKS = ("adaptive",)
 OUTSIDE = -1  # patient code of somebody who is not in an identity source's gallery
-
-
-class Disentangling(Protocol):
-    """What is measured: images (B, C, S, S) in [-1, 1] to `Latents` and back, and logits of the finding."""
-
-    def encode(self, image: Tensor, /) -> Latents:
-        """The latents of images."""
-
-    def decode(self, latents: Latents, /) -> Tensor:
-        """The images of latents."""
-
-    def classify(self, medical: Tensor, /) -> Tensor:
-        """Finding logits (B, K) of medical latents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +45,10 @@ class Settings:
         n_bootstrap: draws of patients behind every interval.
         batch_size: images at once.
         seed: of targets, galleries, draws and synthetic identities.
-        attacks: attackers trained on released images, of `ATTACKS`.
-        attack_steps: budget of each, in batches.
+        attacks: of `monai_anon.evaluation.attacks.ATTACKS`.
+        content: of `monai_anon.evaluation.contents.CONTENT`.
+        attack_steps: budget of every attacker, and of all else that is trained to measure, in batches.
+        plain_vae_epochs: of the VAE without privacy loss, a row of Table 3; as many as its private sibling's.
 
     Raises:
         ValueError: an attack that does not exist.
@@ -68,7 +59,9 @@ class Settings:
     batch_size: int = 128
     seed: int = 0
     attacks: Sequence[str] = ()
+    content: Sequence[str] = ()
     attack_steps: int = 400
+    plain_vae_epochs: int = 40
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.attacks) - set(ATTACKS)):
@@ -175,7 +168,7 @@ class Bench:
         self.model, self.cohort, self.judges, self.settings = model, cohort, judges, settings
         self.images = to_model_range(cohort.images)
         self.patients, self.finding = cohort.patient.numpy(), cohort.finding.numpy()
-        self.side, self.severity = side_codes(cohort, judges.sides), severities(cohort)
+        self.truth = Truth.of(cohort, judges.sides)
         self.everyone = np.arange(len(self.patients))
         self.latents = self.encode(self.images)
         self.equal_error_distance = self._equal_error_distance()
@@ -185,31 +178,20 @@ class Bench:
 
     # ---- the model, in batches ----
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Latents:
         """Latents of images, uint8 or float in [-1, 1], on the CPU."""
-        parts = []
-        for batch in images.split(self.settings.batch_size):
-            batch = to_model_range(batch) if batch.dtype == torch.uint8 else batch
-            parts.append([latent.float().cpu() for latent in self._still().encode(batch.to(self._device))])
-        return Latents(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return encode(self._still(), images, self.settings.batch_size)
 
-    @torch.no_grad()
     def decode(self, latents: Latents) -> Tensor:
         """Images (N, C, S, S) in [-1, 1] of latents, on the CPU."""
-        parts = []
-        for batch in zip(*(latent.split(self.settings.batch_size) for latent in latents), strict=True):
-            image = self._still().decode(Latents(*(latent.to(self._device) for latent in batch)))
-            parts.append(image.float().clamp(-1, 1).cpu())
-        return torch.cat(parts)
+        return decode(self._still(), latents, self.settings.batch_size)
 
     def _still(self) -> Disentangling:
         return self.model.eval() if isinstance(self.model, torch.nn.Module) else self.model
 
     @property
     def _device(self) -> torch.device:
-        first = next(self.model.parameters(), None) if isinstance(self.model, torch.nn.Module) else None
-        return torch.device("cpu") if first is None else first.device
+        return device_of(self.model)
 
     def _equal_error_distance(self) -> float | None:
         first, second, same = metrics.claim_pairs(self.patients)
@@ -318,36 +300,21 @@ class Bench:
             first, second, same = metrics.claim_pairs(self.patients, claimed, used, left_out)
             auc = metrics.pair_auc(similarity[first, second], first, second, same, self.patients)
             rows += self.row(method, f"judge_{who}_auc", auc)
-            hits, _ = metrics.linkage_hits(similarity, self.patients, claimed, used, seed=self.settings.seed)
+            hits, _ = galleries.linkage_hits(similarity, self.patients, claimed, used, seed=self.settings.seed)
             rows += self.mean_row(method, f"judge_{who}_rank_1", hits)
         return rows
 
     def finding_rows(self, method: str, generated: Tensor, target: Array | None) -> list[Row]:
         """The medical judge on generated images: finding, side, severity of the image that lent the medical latent."""
         lender = self.everyone if target is None else target
-        probabilities, side_scores, severity = self.judges.read(generated)
-        right = (probabilities.argmax(axis=1) == self.finding[lender]).astype(np.float64)
-        rows = self.row(method, "judge_finding_auc", metrics.finding_auc(probabilities, self.finding[lender]))
-        rows += self.mean_row(method, "judge_finding_accuracy", right)
-        if target is None:
-            untouched = self.readings.argmax(axis=1)
-            rows += self.mean_row(method, "judge_finding_agreement", probabilities.argmax(axis=1) == untouched)
-            rows += self.mean_row(method, "judge_finding_accuracy_change", right - (untouched == self.finding))
-        side, true_severity = self.side[lender], self.severity[lender]
-        if (side >= 0).any():
-            agrees = np.where(side >= 0, side_scores.argmax(axis=1) == side, np.nan)
-            rows += self.mean_row(method, "judge_side_accuracy", agrees)
-        for which, chosen in (("", true_severity > 0), ("_all", ~np.isnan(true_severity))):
-            if chosen.sum() > 1:
-                metric = f"judge_severity_correlation{which}"
-                rows += self._severity_row(metric, method, severity, true_severity, chosen)
-        return rows
-
-    def _severity_row(self, metric: str, method: str, read: Array, true: Array, chosen: Array) -> list[Row]:
-        def statistic(w: Array) -> float:
-            return metrics.severity_correlation(read[chosen], true[chosen], w[chosen])
-
-        return self.row(method, metric, statistic, int(chosen.sum()))
+        truth = Truth(*(column[lender] for column in self.truth))
+        untouched = self.readings.argmax(axis=1) if target is None else None
+        figures = finding_figures(self.judges.read(generated), truth, untouched)
+        return [
+            row
+            for name, figure in figures.items()
+            for row in self.row(method, f"judge_{name}", figure.statistic, figure.n)
+        ]
 
 
 def _squared_distances(a: Array, b: Array) -> Array:

@@ -58,10 +58,34 @@ JUDGED_3 = {
     "side": "judge_side_accuracy",
     "severity corr.": "judge_severity_correlation",
 }
-ATTACKS = {"adaptive: AUC of the strongest": "adaptive_auc"} | {
-    f"{pairing}: {title}": f"adaptive_{pairing}_{metric}"
-    for pairing in ("released-real", "released-released", "mixed")
-    for title, metric in (("AUC", "auc"), ("rank-1", "rank_1"))
+# Prefix of a metric -> what it belongs to (evaluation.md); the order is that of the tables.
+ATTACKS = {
+    "privacy_": "headline",
+    "static_": "P1 static",
+    "adaptive_": "P2 adaptive",
+    "linkage_": "P3 linkage",
+    "inversion_": "P4 inversion",
+    "membership_": "P5 membership",
+    "repeated_": "P6 repeated release",
+    "attribute_": "P7 attributes",
+    "probe_": "P8 latent probes",
+}
+CONTENT = {
+    "judge_": "M1, M3 the judge on released images",
+    "trained_on_released_": "M2 trained on released, tested on real",
+    "ssim_": "R1 likeness",
+    "psnr_": "R1 likeness",
+    "fid": "R2 realism",
+    "kid": "R2 realism",
+    "precision": "R2 realism",
+    "recall": "R2 realism",
+    "density": "R2 realism",
+    "coverage": "R2 realism",
+    "retrieval_": "E1 retrieval",
+    "factors_": "factors that can be read",
+    "factor_": "factors that can be read",
+    "block_": "blocks",
+    "blocks_": "blocks",
 }
 QUALITY = {
     "verification AUC": "verification_auc",
@@ -89,7 +113,9 @@ class Row:
         seed: of the measurement.
         weights: what identifies the model measured.
         revision: of the code.
-        note: why there is no value.
+        note: why there is no value, or how it came about.
+        images_seen: by the training of what was measured, repetitions counted; 0 where nothing was trained, or unknown.
+        seeds: training seeds that the value is the mean of.
     """
 
     method: str
@@ -103,6 +129,8 @@ class Row:
     weights: str = ""
     revision: str = ""
     note: str = ""
+    images_seen: int = 0
+    seeds: int = 1
 
 
 def _paper_rows() -> list[Row]:
@@ -131,11 +159,13 @@ def stamp(rows: Iterable[Row], **where: Any) -> list[Row]:
 
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> Path:
-    """Writes rows as JSONL, replacing the file."""
+    """Writes rows as JSONL, replacing the file as a whole."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dataclasses.asdict(_without_nan(row)), allow_nan=False) for row in rows]
-    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    draft = path.with_suffix(path.suffix + ".part")
+    draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    draft.replace(path)
     return path
 
 
@@ -172,8 +202,38 @@ def table_3(rows: Sequence[Row]) -> pd.DataFrame:
 
 
 def attack_table(rows: Sequence[Row]) -> pd.DataFrame:
-    """What attackers who were trained on released images find; no lines where none was run."""
-    return _table(rows, list(dict.fromkeys(row.method for row in rows)), ATTACKS)
+    """What attackers find: a line a figure, a column a method; no lines where none was run."""
+    return _figures(rows, ATTACKS, "attack")
+
+
+def content_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """What is kept, how real it looks, and which exact factors can be read; as `attack_table`."""
+    return _figures(rows, CONTENT, "what")
+
+
+def _figures(rows: Sequence[Row], prefixes: dict[str, str], title: str) -> pd.DataFrame:
+    """Lines in the order of `prefixes`, columns in the order of the methods' first such figure."""
+    import pandas as pd
+
+    def place(metric: str) -> int:
+        found = [index for index, prefix in enumerate(prefixes) if metric.startswith(prefix)]
+        return found[-1] if found else -1
+
+    left_out = {JUDGES, *EXPERIMENTS}
+    chosen = [row for row in rows if row.method not in left_out and place(row.metric) >= 0]
+    measured = {row.method for row in chosen if any(row.metric.startswith(prefix) for prefix in ATTACKS)}
+    chosen = [row for row in chosen if row.method in measured] if measured else chosen
+    cells = {(row.dataset, row.metric, row.method): row for row in chosen}
+    methods = list(dict.fromkeys(row.method for row in chosen))
+    names = list(prefixes.values())
+    lines = [
+        {"data": dataset, title: names[place(metric)], "figure": metric}
+        | {method: cell(cells.get((dataset, metric, method))) for method in methods}
+        for dataset, metric in sorted(
+            dict.fromkeys((row.dataset, row.metric) for row in chosen), key=lambda at: (at[0], place(at[1]))
+        )
+    ]
+    return pd.DataFrame(lines, columns=["data", title, "figure", *methods])
 
 
 def _table(rows: Sequence[Row], methods: list[str], columns: dict[str, str]) -> pd.DataFrame:
@@ -231,11 +291,13 @@ def report(rows: Sequence[Row]) -> str:
     ]
     if len(attacks := attack_table(rows)):
         parts += [
-            "## Retrained attackers",
+            "## Attacks",
             to_markdown(attacks),
-            "Two towers that start as the verifier and learn from pairs of released and real images of the training "
-            "patients, then link test patients. 0.5 is chance, below as telling as above.",
+            "The method `none` is the image itself. AUC: 0.5 is chance, below as telling as above. P2, P4 and "
+            "P6 learn from released images of the training patients; all link test patients.",
         ]
+    if len(content := content_table(rows)):
+        parts += ["## Content, realism and exact factors", to_markdown(content)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -245,7 +307,7 @@ def write_tables(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     written = [write_rows(rows, folder / "rows.jsonl"), folder / "report.md"]
     written[1].write_text(report(rows), encoding="utf-8")
     tables = {"judges": quality_table(rows), "table_2": table_2(rows), "table_3": table_3(rows)}
-    for name, table in (tables | {"attacks": attack_table(rows)}).items():
+    for name, table in (tables | {"attacks": attack_table(rows), "content": content_table(rows)}).items():
         if name in tables or len(table):
             table.to_csv(folder / f"{name}.csv", index=False)
             written.append(folder / f"{name}.csv")

@@ -1,0 +1,213 @@
+"""Rows of several runs as one set: training seeds joined, figures withheld without a verdict, the headline of a method.
+
+Pure functions of rows. What may be said of privacy is decided here, on the judges' own rows, and fails closed: on a
+cohort without a verdict every figure that is not known to be of content or realism loses its value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+
+from monai_anon.evaluation.judges import verdict
+from monai_anon.evaluation.metrics import Interval
+from monai_anon.evaluation.tables import EXPERIMENTS, JUDGES, Row
+
+REFERENCE = "none"
+"""The method that releases the image itself: how well an attack works where nothing is hidden."""
+
+PRIVACY_AUC = "privacy_auc"
+PERSON_ATTACKS = (
+    rf"{PRIVACY_AUC}|static_auc|adaptive_(\S+_)?auc|inversion_auc|repeated_(patient_)?\d+_auc|judge_original_auc"
+)
+"""Metrics whose distance from 0.5 says how well a patient is linked; the first is the strongest of the others."""
+
+NAMES = {
+    "static_auc|judge_original_auc": "static",
+    "adaptive_auc": "adaptive",
+    r"adaptive_(\S+)_auc": r"adaptive, \1",
+    "inversion_auc": "inversion",
+    r"repeated_(\d+)_auc": r"releases of an image: \1",
+    r"repeated_patient_(\d+)_auc": r"released images of a patient: \1",
+    "membership_nearest_auc": "nearest training patient",
+    "membership_black_box_auc": "black box",
+    "membership_vae_auc": "with the VAE's loss",
+    r"attribute_(\S+)_auc": r"\1",
+    "probe_(medical|residual)_patient_auc": r"\1 latent",
+    "linkage_rank_1": "all test patients",
+    r"linkage_(\d+)_rank_1": r"\1 patients",
+}
+"""What an attack's figure is called in a sentence, by its metric."""
+
+WITHOUT_PERSONS = (
+    r"ssim_\w+|psnr_\w+|fid|kid|precision|recall|density|coverage|retrieval_\w+|outside_evidence_\w+"
+    r"|(judge|own)_finding_\w+|judge_(side|severity)_\w+|trained_on_released_\w+|factors_(medical|residual)_r2"
+)
+"""Metrics that say nothing of persons, and are given without a verdict as well."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Headline:
+    """What comes first about a method.
+
+    Args:
+        privacy: AUC of the strongest attack on persons; its note names the attack. None where none has a value.
+        leakage: the same as ``|AUC - 0.5|``, the mean of the seeds' own.
+        adaptive: the strongest was chosen among attackers that learned from released images, too.
+        finding: AUC of the medical judge on released images.
+    """
+
+    method: str
+    dataset: str
+    privacy: Row | None
+    leakage: Row | None
+    adaptive: bool
+    finding: Row | None
+
+
+def aggregate(rows: Iterable[Row]) -> list[Row]:
+    """One row a (method, dataset, metric): training seeds, told apart by their weights, are joined.
+
+    The value is the mean of the seeds' (measurements of one seed are averaged first), the interval goes from the lowest
+    lower to the highest upper bound, ``seeds`` counts them, and the note says so. The judges belong to no training seed
+    of what they judge: equal rows of theirs are one.
+    """
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row.method, row.dataset, row.metric), []).append(row)
+    return [_joined(group) for group in groups.values()]
+
+
+def _joined(group: Sequence[Row]) -> Row:
+    first, judges = group[0], group[0].method == JUDGES
+    distinct = {("" if judges else row.weights, row.value, row.ci_low, row.ci_high): row for row in reversed(group)}
+    if len(distinct) == 1:
+        return first
+    rows = [row for row in group if row in distinct.values()]
+    by_weights: dict[str, list[Row]] = {}
+    for row in rows:
+        by_weights.setdefault("" if judges else row.weights, []).append(row)
+    means = [
+        fmean(known) for same in by_weights.values() if (known := [row.value for row in same if row.value is not None])
+    ]
+    measured = [row for row in rows if row.value is not None]
+    bounded = any(row.ci_low is not None or row.ci_high is not None for row in measured)
+    what = "training seeds" if len(by_weights) > 1 else "measurements"
+    notes = [f"mean of {len(means) if len(by_weights) > 1 else len(rows)} {what}"] if means else []
+    if means and len(means) < len(by_weights):
+        notes.append(f"{len(by_weights) - len(means)} of {len(by_weights)} seeds not measured")
+    return dataclasses.replace(
+        first,
+        value=fmean(means) if means else None,
+        ci_low=min(_or_value(row.ci_low, row) for row in measured) if bounded else None,
+        ci_high=max(_or_value(row.ci_high, row) for row in measured) if bounded else None,
+        n=min(row.n for row in measured or rows),
+        weights=" ".join(name for name in by_weights if name),
+        note="; ".join(dict.fromkeys([*notes, *(row.note for row in rows if row.note)])),
+        images_seen=max(row.images_seen for row in rows),
+        seeds=sum(max(row.seeds for row in same) for same in by_weights.values()),
+    )
+
+
+def _or_value(bound: float | None, row: Row) -> float:
+    found = row.value if bound is None else bound
+    assert found is not None
+    return found
+
+
+def silences(rows: Sequence[Row]) -> dict[str, str]:
+    """Why nothing may be said of privacy: data set -> reason, for those without a verdict only.
+
+    Where runs bring several judges, the weakest decides.
+    """
+    found = {}
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        judged = [row for row in rows if row.dataset == dataset and row.method == JUDGES]
+        values = [row.value for row in judged if row.metric == "verification_auc" and row.value is not None]
+        if not judged:
+            reason = "no verdict: the judges' own quality was not measured"
+        else:
+            reason = verdict(Interval(min(values), 0.0, 1.0, len(values)) if values else None)
+        if reason:
+            found[dataset] = reason
+    return found
+
+
+def withheld(rows: Iterable[Row], silence: dict[str, str]) -> list[Row]:
+    """The rows, without values where their data set has no verdict and they may speak of persons."""
+    return [
+        dataclasses.replace(row, value=None, ci_low=None, ci_high=None, note=silence[row.dataset])
+        if row.dataset in silence and row.method != JUDGES and not re.fullmatch(WITHOUT_PERSONS, row.metric)
+        else row
+        for row in rows
+    ]
+
+
+def about_persons(metric: str) -> bool:
+    """Whether `withheld` takes the figure where there is no verdict."""
+    return not re.fullmatch(WITHOUT_PERSONS, metric)
+
+
+def headlines(rows: Sequence[Row]) -> list[Headline]:
+    """One a (data set, method) with an attack on persons or a finding AUC, from rows before `aggregate`."""
+    keys = dict.fromkeys((row.dataset, row.method) for row in rows if row.method not in (JUDGES, *EXPERIMENTS))
+    found = (
+        _headline([row for row in rows if (row.dataset, row.method) == key], dataset=key[0], method=key[1])
+        for key in keys
+    )
+    return [one for one in found if one.privacy or one.finding]
+
+
+def _headline(rows: list[Row], dataset: str, method: str) -> Headline:
+    persons = [row for row in rows if re.fullmatch(PERSON_ATTACKS, row.metric) and row.value is not None]
+    persons.sort(key=lambda row: row.metric != PRIVACY_AUC)  # of equals the one whose note names the attack
+    by_weights: dict[str, list[Row]] = {}
+    for row in persons:
+        by_weights.setdefault(row.weights, []).append(row)
+    strongest = [_named(max(same, key=lambda row: _distance(row.value))) for same in by_weights.values()]
+    finding = [row for row in rows if row.metric == "judge_finding_auc" and row.value is not None]
+    return Headline(
+        method,
+        dataset,
+        _joined(strongest) if strongest else None,
+        _joined([leakage(row) for row in strongest]) if strongest else None,
+        any(re.match("adaptive_", row.metric) for row in persons),
+        _joined(finding) if finding else None,
+    )
+
+
+def _named(row: Row) -> Row:
+    """A person attack as the headline, whose note names the attack."""
+    noted = row.note.removeprefix("strongest: ") if row.metric == PRIVACY_AUC else ""
+    return dataclasses.replace(row, metric=PRIVACY_AUC, note=attack_name(noted or row.metric))
+
+
+def attack_name(metric: str) -> str:
+    """What a metric is called in a sentence; itself where nothing else is known."""
+    found = (re.sub(pattern, name, metric) for pattern, name in NAMES.items() if re.fullmatch(pattern, metric))
+    return next(found, metric)
+
+
+def leakage(row: Row) -> Row:
+    """An AUC as its distance from chance: 0 is chance, 0.5 certainty, in either direction.
+
+    Its interval holds the distances of all AUCs of the AUC's interval.
+    """
+    ends = [bound for bound in (row.ci_low, row.ci_high) if bound is not None]
+    low = high = None
+    if len(ends) == 2:
+        low = 0.0 if ends[0] <= 0.5 <= ends[1] else min(map(_distance, ends))
+        high = max(map(_distance, ends))
+    value = None if row.value is None else _distance(row.value)
+    return dataclasses.replace(row, metric="leakage", value=value, ci_low=low, ci_high=high)
+
+
+def _distance(auc: float | None) -> float:
+    return 0.0 if auc is None else abs(auc - 0.5)
+
+
+def matching(rows: Iterable[Row], pattern: str) -> list[Row]:
+    """The rows whose whole metric fits a regular expression."""
+    return [row for row in rows if re.fullmatch(pattern, row.metric)]

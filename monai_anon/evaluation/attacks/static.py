@@ -1,0 +1,81 @@
+"""P1 and P3: the attacker's verifier was trained on untouched images and has never seen a released one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from monai_anon.evaluation import galleries
+from monai_anon.evaluation.scene import Scene
+from monai_anon.evaluation.subjects import Subject
+from monai_anon.evaluation.tables import Row
+
+Array = np.ndarray
+GALLERIES = (10, 30, 100, 300, 1000, 3000, 10000)
+
+
+def static(subject: Subject, scene: Scene) -> list[Row]:
+    """P1: the verifier compares a released image with *other* real images of its patient and of everybody else.
+
+    Returns:
+        Rows `static_{auc,eer,tar_at_far_10,tar_at_far_1,rank_1}`.
+    """
+    if scene.silence:
+        return [scene.silent(subject, "static_auc", scene.silence)]
+    asked = scene.judges.embed(scene.released(subject, "test").images)
+    return scene.person_rows(subject, "static", asked @ scene.vectors("test").T)
+
+
+def linkage(subject: Subject, scene: Scene) -> list[Row]:
+    """P3: who of N people is it, for growing galleries.
+
+    A gallery holds one real image of every patient, never the one that the query was made from. Rows of a size are
+    expectations over all galleries of that size (hypergeometric) of test and training people, not one drawn gallery.
+    The verifier knows the training people, which makes those strangers a little easier.
+
+    Returns:
+        `linkage_N_rank_1`, `linkage_N_rank_5` and `linkage_N_chance` (of rank 1) for every N; `linkage_rank_1` and
+        `linkage_rank_5` among the test patients; `linkage_map_at_r`, the mean average precision among all other test
+        images cut at the number of the patient's own (Musgrave et al. 2020).
+    """
+    if scene.silence:
+        return [scene.silent(subject, "linkage_rank_1", scene.silence)]
+    asked = scene.judges.embed(scene.released(subject, "test").images)
+    similarity, patients = asked @ scene.vectors("test").T, scene.patients
+    mates, strangers = own_and_others(similarity, patients, scene.seed)
+    far = asked @ scene.vectors("training")[one_each(scene.training.patient.numpy(), scene.seed)].T
+    everybody = np.hstack([strangers, far])
+    people = strangers.shape[1] + 1
+    rows = [
+        scene.mean(subject, f"linkage_rank_{k}", galleries.expected_rank_k(mates, strangers, people, k)) for k in (1, 5)
+    ]
+    rows.append(scene.mean(subject, "linkage_map_at_r", galleries.average_precision_at_r(similarity, patients)))
+    largest = everybody.shape[1] + 1
+    for size in sorted({size for size in GALLERIES if size < largest} | {largest}):
+        for k in (1, 5):
+            hits = galleries.expected_rank_k(mates, everybody, size, k)
+            rows.append(scene.mean(subject, f"linkage_{size}_rank_{k}", hits))
+        rows.append(scene.plain(subject, f"linkage_{size}_chance", galleries.rank_k_chance(size), n=size))
+    return rows
+
+
+def one_each(patients: Array, seed: int) -> Array:
+    """Index of one random image of every patient, in the order of the patients' codes."""
+    order = np.random.default_rng(seed).permutation(len(patients))
+    return order[np.unique(patients[order], return_index=True)[1]]
+
+
+def own_and_others(similarity: Array, patients: Array, seed: int) -> tuple[Array, Array]:
+    """For every query the similarity to another image of its patient (Q,), NaN where there is none, and to one image of
+    every other patient (Q, P - 1).
+    """
+    gallery = one_each(patients, seed)
+    names = patients[gallery]
+    draw = np.random.default_rng(seed)
+    mates = np.full(len(patients), np.nan)
+    for query, patient in enumerate(patients):
+        own = np.flatnonzero(patients == patient)
+        own = own[own != query]
+        if len(own):
+            mates[query] = similarity[query, draw.choice(own)]
+    others = np.array([similarity[query, gallery[names != patient]] for query, patient in enumerate(patients)])
+    return mates, others

@@ -1,0 +1,1 @@
+"""The page that `monai-anon report` writes of one or several runs."""

@@ -1,0 +1,140 @@
+"""The report's drawings, each with its caption and the same figures in words for who cannot see it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+from markupsafe import Markup
+
+from monai_anon.evaluation.aggregation import Headline, matching
+from monai_anon.evaluation.reporting import plots
+from monai_anon.evaluation.reporting.runs import Curve
+from monai_anon.evaluation.reporting.tables import Table
+from monai_anon.evaluation.tables import EXPERIMENTS, JUDGES, Row
+
+GALLERY = r"linkage_(\d+)_rank_1"
+CHANCE = r"linkage_(\d+)_chance"
+RELEASES = {
+    r"repeated_(\d+)_auc": "releases of one image",
+    r"repeated_patient_(\d+)_auc": "released images of one patient",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A drawing: SVG, what stands below it, and its figures in words."""
+
+    svg: Markup
+    caption: str
+    alt: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A part of the page: a sentence, tables and figures."""
+
+    key: str
+    title: str
+    sentence: str
+    tables: Sequence[Table]
+    figures: Sequence[Figure] = ()
+
+
+class Drawings:
+    """Draws what the rows have values for: a method looks the same in every figure.
+
+    Args:
+        silences: data sets without a verdict; nothing about persons is drawn of them.
+    """
+
+    def __init__(
+        self, rows: Sequence[Row], headlines: Sequence[Headline], silences: Mapping[str, str], curves: Sequence[Curve]
+    ) -> None:
+        self.rows, self.headlines, self.silences, self.lines = rows, headlines, silences, curves
+        self.datasets = list(dict.fromkeys(row.dataset for row in rows))
+        methods = [row.method for row in rows if row.method not in (JUDGES, *EXPERIMENTS)]
+        self.look = plots.looks([*methods, *(curve.method for curve in curves)])
+
+    def judged_finding(self, dataset: str) -> float | None:
+        """The medical judge's own AUC on untouched images."""
+        own = (row for row in matching(self.rows, "finding_auc") if row.method == JUDGES and row.dataset == dataset)
+        return next((row.value for row in own), None)
+
+    def overview(self) -> list[Figure]:
+        """The privacy-utility plot of every data set with a verdict."""
+        figures = []
+        for dataset in self.datasets:
+            found = [one for one in self.headlines if one.dataset == dataset and one.leakage and one.finding]
+            if not found or dataset in self.silences:
+                continue
+            svg = plots.privacy_utility(f"overview-{dataset}", found, self.look, self.judged_finding(dataset))
+            words = [
+                f"{one.method}: leakage {one.leakage.value:.3f}, finding AUC {one.finding.value:.3f}"
+                for one in found
+                if one.leakage and one.finding
+            ]
+            caption = (
+                "Privacy and utility of every method; best is top left. Bars are 95 % intervals. A hollow mark was "
+                "attacked by the static attacker only."
+            )
+            figures.append(self._figure(svg, caption, words, dataset))
+        return figures
+
+    def of_attack(self, key: str) -> list[Figure]:
+        """The figures that belong to an attack's tables."""
+        if key == "P3":
+            return [figure for dataset in self.datasets for figure in self._galleries(dataset)]
+        if key == "P6":
+            return [
+                figure
+                for pattern, label in RELEASES.items()
+                for dataset in self.datasets
+                for figure in self._against(pattern, (label, "AUC"), dataset, "auc")
+            ]
+        return []
+
+    def curves(self) -> list[Figure]:
+        """One figure an attack."""
+        figures = []
+        for attack in dict.fromkeys(curve.attack for curve in self.lines):
+            found = [curve for curve in self.lines if curve.attack == attack]
+            words = [f"{one.method}: {one.y_label} up to {max(one.y):.3f} over {len(one.x)} points" for one in found]
+            svg = plots.attack_curves(f"curve-{attack}", found, self.look)
+            figures.append(self._figure(svg, f"Curves of the {attack} attack.", words))
+        return figures
+
+    def _galleries(self, dataset: str) -> list[Figure]:
+        chance = {
+            _count(CHANCE, row): row.value
+            for row in matching(self.rows, CHANCE)
+            if row.dataset == dataset and row.value is not None
+        }
+        return self._against(GALLERY, ("patients in the gallery", "rank-1"), dataset, chance)
+
+    def _against(self, pattern: str, labels: tuple[str, str], dataset: str, chance: plots.Chance) -> list[Figure]:
+        """A metric whose name holds a count, against that count; nothing to see below two counts."""
+        rows = [row for row in matching(self.rows, pattern) if row.dataset == dataset and row.value is not None]
+        series = []
+        for method in dict.fromkeys(row.method for row in rows):
+            found = sorted((row for row in rows if row.method == method), key=lambda row: _count(pattern, row))
+            series.append(plots.Series(method, [_count(pattern, row) for row in found], found))
+        if len({x for one in series for x in one.x}) < 2:
+            return []
+        words = [
+            f"{one.method}: " + ", ".join(f"{row.value:.3f} at {x:g}" for x, row in zip(one.x, one.rows, strict=True))
+            for one in series
+        ]
+        svg = plots.against_count(f"{labels[0]}-{dataset}", series, labels, self.look, chance)
+        return [self._figure(svg, f"{labels[1]} against {labels[0]}; bars are 95 % intervals.", words, dataset)]
+
+    def _figure(self, svg: str, caption: str, words: Sequence[str], dataset: str = "") -> Figure:
+        where = f" Data: {dataset}." if dataset and len(self.datasets) > 1 else ""
+        return Figure(Markup(svg), caption + where, "; ".join(words))
+
+
+def _count(pattern: str, row: Row) -> float:
+    match = re.fullmatch(pattern, row.metric)
+    assert match is not None
+    return float(match[1])

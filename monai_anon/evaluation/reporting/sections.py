@@ -1,0 +1,253 @@
+"""What the report's tables show: which metric stands in which column, and what each attacker has and does."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Metrics of one table.
+
+    Args:
+        pattern: regular expression of whole metrics; its group ``figure`` names the column, ``case`` (if any) the line.
+        figures: column titles by ``figure``, in order.
+        case: title of the column of cases.
+        cases: what a case is called, by the text that ``case`` found.
+        experiments: the paper's Table 2 experiments are shown as well.
+    """
+
+    caption: str
+    pattern: str
+    figures: dict[str, str]
+    case: str = ""
+    cases: dict[str, str] = dataclasses.field(default_factory=dict)
+    experiments: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """Tables that answer one question; ``sentence`` says it plainly."""
+
+    key: str
+    title: str
+    sentence: str
+    groups: Sequence[Group]
+
+
+PERSON = {
+    "auc": "AUC",
+    "eer": "EER",
+    "tar_at_far_10": "TAR at FAR 10 %",
+    "tar_at_far_1": "TAR at FAR 1 %",
+    "rank_1": "rank-1",
+}
+_PERSON = "|".join(PERSON)
+PAIRINGS = {
+    "released-real": "released to real",
+    "released-released": "released to released",
+    "mixed": "mixed",
+    "": "the strongest",
+}
+MEMBERSHIPS = {"nearest": "nearest training patient", "black_box": "black box", "vae": "with the VAE's loss"}
+
+ATTACKS = (
+    Section(
+        "P1",
+        "P1: static attacker",
+        "The attacker has real images of known patients and a recogniser trained on real images only; they compare "
+        "each released image with another real image of the patient.",
+        [Group("Static attack", rf"static_(?P<figure>{_PERSON})", PERSON)],
+    ),
+    Section(
+        "P2",
+        "P2: adaptive attacker",
+        "The attacker has the anonymizer, too: they release images of people they know, retrain the recogniser on "
+        "pairs with those, and then try it on people they have never seen.",
+        [
+            Group(
+                "Adaptive attack, by the pairs it was trained on",
+                rf"adaptive_((?P<case>released-real|released-released|mixed)_)?(?P<figure>{_PERSON})",
+                PERSON,
+                "pairs",
+                PAIRINGS,
+            )
+        ],
+    ),
+    Section(
+        "P3",
+        "P3: linkage in a gallery",
+        "The attacker has one real image of each of N patients and asks which of them a released image shows.",
+        [
+            Group(
+                "Linkage among all test patients",
+                r"linkage_(?P<figure>rank_1|rank_5|map_at_r|chance)",
+                {"rank_1": "rank-1", "rank_5": "rank-5", "map_at_r": "mAP@R", "chance": "rank-1 by chance"},
+            ),
+            Group(
+                "Linkage by size of the gallery",
+                r"linkage_(?P<case>\d+)_(?P<figure>rank_1|rank_5|chance)",
+                {"rank_1": "rank-1", "rank_5": "rank-5", "chance": "rank-1 by chance"},
+                "patients in the gallery",
+            ),
+        ],
+    ),
+    Section(
+        "P4",
+        "P4: inversion",
+        "The attacker trains a network to turn released images of people they know back into the originals, and "
+        "compares what it restores with real images.",
+        [Group("Inversion", rf"inversion_(?P<figure>{_PERSON}|ssim)", PERSON | {"ssim": "SSIM of the restored"})],
+    ),
+    Section(
+        "P5",
+        "P5: membership",
+        "The attacker asks whether a person's images were among those that the anonymizer was trained on.",
+        [
+            Group(
+                "Membership inference",
+                r"membership_(?P<case>nearest|black_box|vae)_(?P<figure>auc|tpr_at_fpr_1)",
+                {"auc": "AUC", "tpr_at_fpr_1": "TPR at FPR 1 %"},
+                "by",
+                MEMBERSHIPS,
+            )
+        ],
+    ),
+    Section(
+        "P6",
+        "P6: repeated release",
+        "The attacker collects several releases of one image, or of several images of one patient, and averages what "
+        "they tell.",
+        [
+            Group("Releases of one image", r"repeated_(?P<case>\d+)_(?P<figure>auc)", PERSON, "releases"),
+            Group(
+                "Released images of one patient",
+                r"repeated_patient_(?P<case>\d+)_(?P<figure>auc)",
+                PERSON,
+                "images",
+            ),
+        ],
+    ),
+    Section(
+        "P7",
+        "P7: attributes",
+        "The attacker reads attributes such as sex or age from released images; the line of the reference says how "
+        "well that works on the untouched ones.",
+        [Group("Attribute inference", r"attribute_((?P<case>\S+)_)?(?P<figure>auc)", PERSON, "attribute")],
+    ),
+    Section(
+        "P8",
+        "P8: latent probes",
+        "Somebody with the network's latents predicts patient and finding from each of the three: the identity latent "
+        "should know the patient, the medical one the finding, and what passes should not know the patient.",
+        [
+            Group(
+                "Probes on the three latents",
+                r"probe_(?P<case>identity|medical|residual)_(?P<figure>patient|finding)_auc",
+                {"patient": "AUC of the patient", "finding": "AUC of the finding"},
+                "latent",
+            )
+        ],
+    ),
+)
+
+CONTENT = (
+    Section(
+        "content",
+        "Medical content",
+        "What the medical judge, trained on real images, reads from released ones, and what a classifier learns from "
+        "released images for use on real ones.",
+        [
+            Group(
+                "Finding, side and severity",
+                r"(?P<figure>judge_(finding|side|severity)_\w+|trained_on_released_\w+)",
+                {
+                    "judge_finding_auc": "finding AUC",
+                    "judge_finding_accuracy": "finding accuracy",
+                    "judge_finding_agreement": "agreement with the original",
+                    "judge_side_accuracy": "side",
+                    "judge_severity_correlation": "severity corr.",
+                    "judge_finding_accuracy_change": "change of accuracy",
+                    "trained_on_released_finding_auc": "trained on released: finding AUC",
+                    "trained_on_released_finding_accuracy": "trained on released: accuracy",
+                },
+            )
+        ],
+    ),
+    Section(
+        "realism",
+        "Realism and explanation",
+        "How near released images are to their originals and to real images as a whole, and how well they serve as "
+        "explanations.",
+        [
+            Group(
+                "Similarity and realism",
+                r"(?P<figure>(ssim|psnr)_\w+|fid|kid|precision|recall|density|coverage)",
+                {
+                    "ssim_original": "SSIM",
+                    "psnr_original": "PSNR",
+                    "ssim_twice": "SSIM twice",
+                    "fid": "FID",
+                    "kid": "KID",
+                },
+                experiments=True,
+            ),
+            Group(
+                "Retrieval and counterfactuals",
+                r"(?P<figure>retrieval_\w+|outside_evidence_\w+)",
+                {
+                    "retrieval_precision_at_10": "precision@10",
+                    "retrieval_ndcg_at_10": "nDCG@10",
+                    "retrieval_own_precision_at_10": "own latent: precision@10",
+                    "retrieval_own_ndcg_at_10": "own latent: nDCG@10",
+                    "retrieval_own_before_precision_at_10": "own latent, before: precision@10",
+                    "retrieval_own_before_ndcg_at_10": "own latent, before: nDCG@10",
+                    "outside_evidence_share": "share changed outside the evidence",
+                    "outside_evidence_area": "the same of an even change",
+                },
+                experiments=True,
+            ),
+        ],
+    ),
+    Section(
+        "factors",
+        "Ground truth: exact factors",
+        "On a generated cohort every factor is known. Identity factors should not be readable from released images "
+        "(R² near 0), medical and residual ones should (R² near 1).",
+        [
+            Group(
+                "Groups of factors, read from released images",
+                r"factors_(?P<case>identity|medical|residual)_(?P<figure>r2)",
+                {"r2": "R²"},
+                "factors",
+            ),
+            Group(
+                "Single factors, read from released images",
+                r"factor_(?P<case>\S+)_(?P<figure>r2)",
+                {"r2": "R²"},
+                "factor",
+            ),
+            Group("Swap consistency", r"(?P<figure>swap)_(?P<case>\S+)", {"swap": "agreement"}, "factor"),
+            Group(
+                "Disentanglement of the latent blocks",
+                r"blocks_(?P<figure>\w+)",
+                {
+                    "dci_disentanglement": "DCI disentanglement",
+                    "dci_completeness": "DCI completeness",
+                    "dci_informativeness": "DCI informativeness",
+                    "mig": "MIG",
+                    "sap": "SAP",
+                },
+                experiments=True,
+            ),
+            Group(
+                "Factors read from each latent",
+                r"block_(?P<case>[^_]+)_(?P<figure>[^_]+)_r2",
+                {"identity": "identity, R²", "medical": "medical, R²", "residual": "residual, R²"},
+                "latent",
+                experiments=True,
+            ),
+        ],
+    ),
+)

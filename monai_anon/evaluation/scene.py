@@ -1,0 +1,218 @@
+"""What every measurement shares: the three parts, the judges, the budget, and rows with their intervals.
+
+A measurement is a function of a `Subject` and a `Scene` that returns rows. It draws no random number of its own beside
+the scene's seed, so that the same subject in the same scene gives the same rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_anon.evaluation import galleries, metrics
+from monai_anon.evaluation.judge_training import SCHEDULE, JudgeSchedule
+from monai_anon.evaluation.judges import Judges, quality, verdict
+from monai_anon.evaluation.subjects import Anonymise, Subject, release
+from monai_anon.evaluation.tables import JUDGES, Row
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from monai_anon.cohort import Cohort
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Released:
+    """A part of a cohort and what the anonymizer made of it: uint8 images (N, C, S, S), image i of image i."""
+
+    cohort: Cohort
+    images: Tensor
+
+
+class Scene:
+    """The data, the judges and the means of every measurement, the same for every subject.
+
+    Args:
+        training, validation, test: parts of one manifest; what learns, learns on the first, and stops by the second
+            where there is one. Figures are of the third, whose patients nobody has seen.
+        judges: trained on real training images.
+        steps: budget of every attacker and of everything else that is trained to measure, in batches.
+        schedule: how they are trained; `steps` replaces its `verifier_steps`, and bounds its `medical_steps`.
+        seed: of releases, attackers and draws.
+        n_bootstrap: draws of patients behind every interval.
+        progress: show bars.
+    """
+
+    def __init__(
+        self,
+        training: Cohort,
+        validation: Cohort | None,
+        test: Cohort,
+        judges: Judges,
+        *,
+        steps: int = 400,
+        schedule: JudgeSchedule = SCHEDULE,
+        seed: int = 0,
+        n_bootstrap: int = 1000,
+        device: str | torch.device = "cpu",
+        progress: bool = True,
+    ) -> None:
+        self.training, self.validation, self.test, self.judges = training, validation, test, judges
+        self.schedule = dataclasses.replace(
+            schedule, verifier_steps=steps, medical_steps=min(steps, schedule.medical_steps)
+        )
+        self.steps, self.seed, self.n_bootstrap = steps, seed, n_bootstrap
+        self.device, self.progress = torch.device(device), progress
+        self.patients = test.patient.numpy()
+        self.factors: dict[str, pd.DataFrame] | None = None
+        """Exact factors of every part (one row an image), where the cohort is generated."""
+        self.memo: dict[str, Any] = {}
+        """What measurements keep for the next subject, such as a regressor trained on real images."""
+        self.curves: list[dict[str, Any]] = []
+        """ROC curves that the measurement under way has left behind, for figures."""
+        self.quality = quality(judges, test, n_bootstrap=n_bootstrap, seed=seed)
+        self.silence = verdict(self.quality.get("verification_auc"))
+        """Why no privacy figure may be given here; empty where it may."""
+        self._released: dict[tuple[Anonymise, str, int], Released] = {}
+
+    def released(self, subject: Subject, part: str, turn: int = 0) -> Released:
+        """What the subject makes of a part ("training", "validation", "test"); other turns are other releases."""
+        key = (subject.anonymise, part, turn)
+        if key not in self._released:
+            cohort = getattr(self, part)
+            seed = 3 * (self.seed * 1_000_003 + turn) + ("training", "validation", "test").index(part)
+            self._released[key] = Released(cohort, release(subject.anonymise, cohort.images, seed))
+        return self._released[key]
+
+    def part(self, name: str) -> Cohort | None:
+        """The part of that name; None where there is no validation part."""
+        found: Cohort | None = {"training": self.training, "validation": self.validation, "test": self.test}[name]
+        return found
+
+    def vectors(self, name: str) -> Array:
+        """The verifier's embeddings (N, 128) of a part's real images."""
+        key = f"vectors of {name}"
+        if key not in self.memo:
+            self.memo[key] = self.judges.embed(getattr(self, name).images)
+        found: Array = self.memo[key]
+        return found
+
+    def title(self, text: str) -> str | None:
+        """What a progress bar is called; None for no bar."""
+        return text if self.progress else None
+
+    def forget(self, subject: Subject) -> None:
+        """Free the memory of a subject's releases."""
+        kept = {key: value for key, value in self._released.items() if key[0] is not subject.anonymise}
+        self._released = kept
+
+    @property
+    def people(self) -> int:
+        """Patients of the test part."""
+        return len(np.unique(self.patients))
+
+    # ---- rows ----
+
+    def quality_rows(self) -> list[Row]:
+        """The judges' own figures on untouched test images; the first tells why there is no verdict."""
+        rows = [Row(JUDGES, self.test.name, name, *found, seed=self.seed) for name, found in self.quality.items()]
+        return [dataclasses.replace(rows[0], note=self.silence), *rows[1:]]
+
+    def row(
+        self,
+        subject: Subject,
+        metric: str,
+        statistic: metrics.Statistic,
+        *,
+        patients: Array | None = None,
+        n: int | None = None,
+        note: str = "",
+    ) -> Row:
+        """One figure with its interval: a statistic of image weights (N,) over `patients` (default: the test part's).
+
+        A statistic that is undefined on the whole set gives a row without a value, whose note says so.
+        """
+        patients = self.patients if patients is None else patients
+        try:
+            found = metrics.patient_bootstrap(statistic, patients, self.n_bootstrap, self.seed)
+        except ValueError as error:
+            return self.silent(subject, metric, f"not measured: {error}")
+        return self.plain(subject, metric, *found[:3], n=found.n if n is None else n, note=note)
+
+    def mean(
+        self, subject: Subject, metric: str, values: Array, *, patients: Array | None = None, note: str = ""
+    ) -> Row:
+        """The mean of one value an image; NaN is "not measurable on this image"."""
+        values = np.asarray(values, dtype=np.float64)
+        known = int((~np.isnan(values)).sum())
+        if not known:
+            return self.silent(subject, metric, "not measured: it can be told of no image")
+        return self.row(
+            subject, metric, lambda w: metrics.weighted_mean(values, w), patients=patients, n=known, note=note
+        )
+
+    def plain(
+        self,
+        subject: Subject,
+        metric: str,
+        value: float,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        n: int = 0,
+        note: str = "",
+    ) -> Row:
+        """A figure that is known already."""
+        return Row(
+            subject.name, self.test.name, metric, value, low, high, n, self.seed, weights=subject.weights, note=note
+        )
+
+    def silent(self, subject: Subject, metric: str, why: str) -> Row:
+        """A row without a value, and why."""
+        return Row(subject.name, self.test.name, metric, None, seed=self.seed, weights=subject.weights, note=why)
+
+    def person_rows(self, subject: Subject, prefix: str, similarity: Array, note: str = "") -> list[Row]:
+        """How well similarities (N, N) of released test image i to real (or released) image j link patients.
+
+        Returns:
+            `PREFIX_auc`, `PREFIX_eer`, `PREFIX_tar_at_far_10`, `PREFIX_tar_at_far_1` over all pairs of two
+            images, and `PREFIX_rank_1` in a gallery of one image a patient.
+        """
+        first, second, same = metrics.claim_pairs(self.patients)
+        if same.all() or not same.any():
+            return [self.silent(subject, f"{prefix}_auc", "not measured: pairs of one patient and of two are needed")]
+        scores = similarity[first, second]
+        roc, of_pairs = metrics.WeightedRoc(scores, same), metrics.pair_weights(first, second, self.patients)
+        statistics: dict[str, metrics.Statistic] = {
+            "auc": metrics.pair_auc(scores, first, second, same, self.patients),
+            "eer": lambda w: roc.equal_error_rate(of_pairs(w)),
+            "tar_at_far_10": lambda w: roc.true_accepts(of_pairs(w), 0.10),
+            "tar_at_far_1": lambda w: roc.true_accepts(of_pairs(w), 0.01),
+        }
+        rows = [self.row(subject, f"{prefix}_{name}", statistic, note=note) for name, statistic in statistics.items()]
+        far, tar = roc.curve(of_pairs(np.ones(len(self.patients))))
+        grid = np.unique(np.linspace(0, len(far) - 1, 200).astype(int))
+        self.curves.append(
+            {
+                "attack": prefix,
+                "method": subject.name,
+                "x_label": "false accepts",
+                "y_label": "true accepts",
+                "x": far[grid].round(4).tolist(),
+                "y": tar[grid].round(4).tolist(),
+            }
+        )
+        hits, _ = galleries.linkage_hits(
+            similarity, self.patients, self.patients, np.arange(len(self.patients)), seed=self.seed
+        )
+        return [*rows, self.mean(subject, f"{prefix}_rank_1", hits, note=note)]
+
+
+Measure = Callable[[Subject, Scene], Sequence[Row]]

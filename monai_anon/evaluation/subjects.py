@@ -1,0 +1,177 @@
+"""Who is measured: anything that turns images into images, with what is known of how it was trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from monai_anon.anonymizers import LatentSwapAnonymizer
+from monai_anon.datasets import file_digest
+from monai_anon.handlers import read_record
+from monai_anon.readers import to_model_range, to_uint8
+
+Anonymise = Callable[[Tensor, torch.Generator], Tensor]
+"""Images (B, C, S, S) in [-1, 1] and a generator to released images of the same shape and range."""
+
+
+class SubjectError(ValueError):
+    """An anonymizer that cannot be loaded, or does not keep the contract of one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """An anonymizer under test.
+
+    Args:
+        name: its name in every table (a row's `method`).
+        anonymise: what it does; deterministic under the generator.
+        weights: what identifies it: a digest of its weights, or of its name where it has none.
+        networks: the paper's networks, where it is built of them: attacks on latents need those.
+        images_seen: images that its training looked at, repetitions counted; 0 where nothing was trained.
+    """
+
+    name: str
+    anonymise: Anonymise
+    weights: str = ""
+    networks: LatentSwapAnonymizer | None = None
+    images_seen: int = 0
+
+
+def subject_of(name: str, module: nn.Module, *, device: str | torch.device = "cpu", images_seen: int = 0) -> Subject:
+    """A module as a subject. Its randomness is torch's: it is seeded from the generator, batch by batch."""
+    networks = module if isinstance(module, LatentSwapAnonymizer) else None
+    module = module.to(device).eval()
+    place = torch.device(device)
+
+    @torch.no_grad()
+    def anonymise(images: Tensor, generator: torch.Generator) -> Tensor:
+        seed = int(torch.randint(2**62, (), generator=generator))
+        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+            torch.manual_seed(seed)
+            released: Tensor = module(images.to(place)).float().clamp(-1, 1).cpu()
+            return released
+
+    return Subject(name, anonymise, digest(module), networks, images_seen)
+
+
+def trained_subject(
+    name: str, network: LatentSwapAnonymizer, file: Path, device: str | torch.device = "cpu"
+) -> Subject:
+    """The paper's networks with the weights of a file, `network` itself included; what they saw stands beside the file.
+
+    Raises:
+        FileNotFoundError: there is no model; names the commands that make one.
+        ValueError: the weights do not fit.
+    """
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file} is missing. Make it with: python -m monai.bundle run training --config_file "
+            "bundles/chest/configs/train.json, then the same with train_identity_vae.json"
+        )
+    try:
+        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    except RuntimeError as error:
+        raise ValueError(
+            f"{file} does not fit the configured networks (image_size, latent_sizes, widths?): {error}"
+        ) from error
+    seen = int(read_record(file).get("images_seen", 0))
+    return dataclasses.replace(
+        subject_of(name, network, device=device, images_seen=seen), weights=file_digest(str(file))
+    )
+
+
+def load_subject(path: str, channels: int, size: int, device: str | torch.device = "cpu") -> Subject:
+    """The class or function `package.module:Name`, made without arguments and tried on a small batch.
+
+    Raises:
+        SubjectError: no such module or name, it cannot be made without arguments, or what it returns for images
+            `(2, channels, size, size)` is not of the same shape, finite and in [-1, 1].
+    """
+    module_name, _, name = path.partition(":")
+    if not module_name or not name:
+        raise SubjectError(
+            f"--anonymizer is {path!r}; it must be package.module:Class, such as monai_anon.baselines:Blur"
+        )
+    try:
+        found = getattr(importlib.import_module(module_name), name)
+    except ModuleNotFoundError as error:
+        raise SubjectError(f"--anonymizer {path}: no module {error.name!r}; is its folder on PYTHONPATH?") from error
+    except AttributeError as error:
+        raise SubjectError(f"--anonymizer {path}: {module_name} has no {name!r}") from error
+    needed = [
+        parameter.name
+        for parameter in (inspect.signature(found).parameters.values() if inspect.isclass(found) else ())
+        if parameter.default is parameter.empty
+        and parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
+    ]
+    if needed:
+        raise SubjectError(
+            f"--anonymizer {path}: it needs {needed}; give it defaults, or wrap it in a class without arguments"
+        )
+    made = found() if inspect.isclass(found) else found
+    if not callable(made):
+        raise SubjectError(
+            f"--anonymizer {path} is a {type(made).__name__}; it must be a class or function that takes images"
+        )
+    subject = subject_of(
+        name,
+        made if isinstance(made, nn.Module) else _Function(made),
+        device=device,
+        images_seen=int(getattr(made, "images_seen", 0)),
+    )
+    check_contract(subject, channels, size)
+    return subject
+
+
+class _Function(nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.function(image)
+
+
+def check_contract(subject: Subject, channels: int, size: int) -> None:
+    """Refuse what is no anonymizer: shape, range, finite values, and the same pixels under the same seed.
+
+    Raises:
+        SubjectError: says which.
+    """
+    images = torch.linspace(-1, 1, 2 * channels * size * size).reshape(2, channels, size, size)
+    first, again = (subject.anonymise(images.clone(), torch.Generator().manual_seed(0)) for _ in range(2))
+    if first.shape != images.shape:
+        raise SubjectError(f"{subject.name}: {tuple(images.shape)} gave {tuple(first.shape)}; shapes must be equal")
+    if not torch.isfinite(first).all():
+        raise SubjectError(f"{subject.name} returned values that are NaN or infinite")
+    if not torch.equal(first, again):
+        raise SubjectError(
+            f"{subject.name} gave other pixels under the same seed; draw random numbers from torch's global generator"
+        )
+
+
+def release(anonymise: Anonymise, images: Tensor, seed: int, batch_size: int = 128) -> Tensor:
+    """One release of every image: uint8 (N, C, S, S) to the same; the same seed gives the same pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        parts = [anonymise(to_model_range(batch), generator) for batch in images.split(batch_size)]
+    return torch.cat([to_uint8(part.clamp(-1, 1).cpu()) for part in parts])
+
+
+def digest(module: nn.Module) -> str:
+    """16 hex digits of a module's class, settings and weights."""
+    found = hashlib.sha256(repr((type(module).__module__, type(module).__qualname__, module)).encode())
+    plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, bool, tuple))}
+    found.update(repr(sorted(plain.items())).encode())
+    for name, tensor in module.state_dict().items():
+        found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]

@@ -1,0 +1,169 @@
+"""An anonymizer of the user's own is loaded by name, tried, and refused with the reason."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_bundle import SIZE, tiny_anonymizer
+
+from monai_anon.baselines import BASELINES, Blur, Constant, Pixelation
+from monai_anon.evaluation.subjects import Subject, SubjectError, digest, load_subject, subject_of, trained_subject
+
+MODULE = """
+    import torch
+
+    class Gray(torch.nn.Module):
+        images_seen = 7
+
+        def forward(self, image):
+            return image * 0
+
+    class Needs(torch.nn.Module):
+        def __init__(self, strength):
+            super().__init__()
+
+    class Smaller(Gray):
+        def forward(self, image):
+            return image[..., ::2]
+
+    class Broken(Gray):
+        def forward(self, image):
+            return image * float("nan")
+
+    class Unseeded(Gray):
+        calls = 0
+
+        def forward(self, image):
+            self.calls += 1
+            return image * 0 + self.calls / 10
+
+    class Random(Gray):
+        def forward(self, image):
+            return torch.rand_like(image)
+
+    def darker(image):
+        return image / 2 - 0.5
+
+    number = 3
+"""
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "users_own.py").write_text(textwrap.dedent(MODULE))
+    monkeypatch.syspath_prepend(tmp_path)
+    sys.modules.pop("users_own", None)
+    return "users_own"
+
+
+def load(path: str) -> Subject:
+    return load_subject(path, channels=1, size=16)
+
+
+def test_a_class_and_a_function_are_measured_under_their_names(module: str) -> None:
+    gray, darker = load(f"{module}:Gray"), load(f"{module}:darker")
+    images = torch.rand(2, 1, 16, 16)
+    assert (gray.name, gray.images_seen, gray.networks) == ("Gray", 7, None)
+    assert (gray.anonymise(images, torch.Generator()) == 0).all()
+    assert torch.allclose(darker.anonymise(images, torch.Generator()), images / 2 - 0.5)
+    assert darker.name == "darker" and gray.weights != darker.weights
+
+
+def test_random_numbers_of_torch_are_seeded_and_the_global_generator_is_left_alone(module: str) -> None:
+    random, images = load(f"{module}:Random"), torch.zeros(2, 1, 16, 16)
+    before = torch.random.get_rng_state()
+    first, again, other = (random.anonymise(images, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("Needs", r"it needs \['strength'\]"),
+        ("Smaller", r"\(2, 1, 16, 16\) gave \(2, 1, 16, 8\)"),
+        ("Broken", "NaN or infinite"),
+        ("Unseeded", "other pixels under the same seed"),
+        ("number", "is a int"),
+        ("Absent", "has no 'Absent'"),
+    ],
+)
+def test_what_is_no_anonymizer_is_refused_with_the_reason(module: str, name: str, reason: str) -> None:
+    with pytest.raises(SubjectError, match=reason):
+        load(f"{module}:{name}")
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [("Blur", "must be package.module:Class"), ("absent_module:Blur", "no module 'absent_module'")],
+)
+def test_a_path_that_names_nothing_is_refused(path: str, reason: str) -> None:
+    with pytest.raises(SubjectError, match=reason):
+        load(path)
+
+
+def test_a_digest_tells_settings_and_weights_apart() -> None:
+    assert digest(Blur(0.1)) == digest(Blur(0.1)) != digest(Blur(0.2))
+    assert digest(tiny_anonymizer()) == digest(tiny_anonymizer())
+    changed = tiny_anonymizer()
+    next(changed.parameters()).data.add_(1)
+    assert digest(changed) != digest(tiny_anonymizer())
+
+
+def test_trained_networks_come_with_their_weights_and_what_they_have_seen(tmp_path: Path) -> None:
+    saved = tiny_anonymizer()
+    next(saved.parameters()).data.add_(1)
+    torch.save(saved.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text('{"images_seen": 480}')
+    found = trained_subject("ours", tiny_anonymizer(), tmp_path / "model.pt")
+    assert found.networks is not None and found.images_seen == 480 and len(found.weights) == 16
+    assert torch.equal(next(found.networks.parameters()), next(saved.parameters()))
+    with pytest.raises(FileNotFoundError, match=r"absent.pt is missing. Make it with: python -m monai.bundle run"):
+        trained_subject("ours", tiny_anonymizer(), tmp_path / "absent.pt")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other.pt does not fit the configured networks"):
+        trained_subject("ours", tiny_anonymizer(), tmp_path / "other.pt")
+
+
+# ---- the baselines ----
+
+
+@pytest.mark.parametrize("name", sorted(BASELINES))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_baseline_keeps_the_contract(name: str, channels: int) -> None:
+    image = torch.rand(3, channels, SIZE, SIZE) * 2 - 1
+    before, anonymise = image.clone(), subject_of(name, BASELINES[name]()).anonymise
+    released = anonymise(image, torch.Generator().manual_seed(0))
+    assert released.shape == image.shape and released.dtype == image.dtype
+    assert released.abs().max() <= 1 and torch.equal(image, before)
+    alone = torch.cat([anonymise(one[None], torch.Generator().manual_seed(0)) for one in image])
+    assert torch.allclose(alone, released, atol=1e-6)
+
+
+def test_baselines_do_what_they_say() -> None:
+    image = torch.rand(1, 1, 32, 32)
+    assert torch.equal(BASELINES["none"]()(image), image)
+    assert (Constant(0.25)(image) == 0.25).all()
+    assert len(Pixelation(4)(image).unique()) == 16
+    assert Pixelation(4)(image).mean() == pytest.approx(float(image.mean()), abs=1e-5)
+    spot = torch.zeros(1, 1, 65, 65)
+    spot[..., 32, 32] = 1
+    spread = Blur(4 / 65)(spot)[0, 0]
+    offsets = torch.arange(65.0) - 32
+    assert float(spread.sum()) == pytest.approx(1, abs=1e-4)
+    assert float((spread.sum(0) * offsets**2).sum().sqrt()) == pytest.approx(4, rel=0.05)
+
+
+@pytest.mark.parametrize("make", [lambda: Blur(0), lambda: Constant(2), lambda: Pixelation(0)])
+def test_a_baseline_refuses_what_it_cannot_do(make) -> None:
+    with pytest.raises(ValueError, match="must"):
+        make()
+
+
+def test_the_example_of_the_docs_is_an_anonymizer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(root / "docs" / "examples")
+    assert load("my_anonymizer:CoarseCopy").name == "CoarseCopy"
