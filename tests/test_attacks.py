@@ -21,7 +21,7 @@ from monai_anon.evaluation.attacks.probes import probes
 from monai_anon.evaluation.attacks.repeated import patient_pairs, repeated
 from monai_anon.evaluation.attacks.static import linkage, static
 from monai_anon.evaluation.attacks.towers import PAIRINGS, train_towers
-from monai_anon.evaluation.scene import Released
+from monai_anon.evaluation.scene import RELEASES, Released
 from monai_anon.evaluation.subjects import release
 from monai_anon.evaluation.tables import Row
 from monai_anon.readers import to_model_range
@@ -274,6 +274,18 @@ def test_the_headline_is_the_strongest_attack_on_either_side_of_chance():
     assert headline(rows[5:]) == []
 
 
+def test_an_attack_is_made_on_several_releases_but_on_one_where_they_are_the_same(none):
+    scene, noisy = toy_scene(steps=1), subject(lambda images: (images + 0.3 * noise_like(images)).clamp(-1, 1))
+    assert len(scene.releases(none, "test")) == 1
+    several = scene.releases(noisy, "test")
+    assert len(several) == RELEASES and not torch.equal(several[0].images, several[1].images)
+    each = [scene.judges.embed(one.images) @ scene.vectors("test").T for one in several]
+    alone = [figures(scene.person_rows(noisy, "x", [similarity])) for similarity in each]
+    together = figures(scene.person_rows(noisy, "x", each))
+    for name in ("x_auc", "x_eer", "x_rank_1"):
+        assert together[name].value == pytest.approx(np.mean([one[name].value for one in alone]))
+
+
 def test_a_release_is_repeatable_and_its_pairs_stay_in_order():
     cohort = toy_cohort(4)
 
@@ -289,6 +301,6 @@ def test_a_release_is_repeatable_and_its_pairs_stay_in_order():
 def test_an_attacker_needs_pairs_and_a_known_pairing():
     lonely, cohort = toy_cohort(4, images=1), toy_cohort(4)
     with pytest.raises(ValueError, match="0 patients have two images"):
-        train_towers(Released(lonely, lonely.images), None, "mixed", schedule=BUDGET)
+        train_towers([Released(lonely, lonely.images)], None, "mixed", schedule=BUDGET)
     with pytest.raises(ValueError, match="must be one of"):
-        train_towers(Released(cohort, cohort.images), None, "real-real", schedule=dataclasses.replace(BUDGET))
+        train_towers([Released(cohort, cohort.images)], None, "real-real", schedule=dataclasses.replace(BUDGET))

@@ -22,7 +22,7 @@ def adaptive(subject: Subject, scene: Scene) -> list[Row]:
     """
     if scene.silence:
         return [scene.silent(subject, "adaptive_auc", scene.silence)]
-    known, asked = scene.released(subject, "training"), scene.released(subject, "test")
+    known, asked = scene.releases(subject, "training"), scene.releases(subject, "test")
     checked = scene.released(subject, "validation") if scene.validation else None
     rows: list[Row] = []
     for pairing in PAIRINGS:
@@ -36,8 +36,8 @@ def adaptive(subject: Subject, scene: Scene) -> list[Row]:
             device=scene.device,
             title=scene.title(f"{subject.name}: attacker, {pairing}"),
         )
-        similarity = similarities(towers, asked, pairing, scene.device)
-        rows += scene.person_rows(subject, f"adaptive_{pairing}", similarity)
+        found = [similarities(towers, one, pairing, scene.device) for one in asked]
+        rows += scene.person_rows(subject, f"adaptive_{pairing}", found)
     return [*rows, strongest([row for row in rows if row.metric.endswith("_auc")])]
 
 

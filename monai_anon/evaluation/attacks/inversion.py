@@ -48,17 +48,18 @@ def inversion(subject: Subject, scene: Scene) -> list[Row]:
     """
     if scene.silence:
         return [scene.silent(subject, "inversion_auc", scene.silence)]
-    guesses = invert(subject, scene)
-    rows = scene.person_rows(subject, "inversion", scene.judges.embed(guesses) @ scene.vectors("test").T)
-    return [*rows, scene.mean(subject, "inversion_ssim", metrics.ssim(guesses, to_model_range(scene.test.images)))]
+    guesses, originals = invert(subject, scene), to_model_range(scene.test.images)
+    found = [scene.judges.embed(guess) @ scene.vectors("test").T for guess in guesses]
+    likeness = np.mean([metrics.ssim(guess, originals) for guess in guesses], axis=0)
+    return [*scene.person_rows(subject, "inversion", found), scene.mean(subject, "inversion_ssim", likeness)]
 
 
-def invert(subject: Subject, scene: Scene) -> Tensor:
-    """The trained inverter's guesses at the test originals: (N, C, S, S) in [-1, 1]."""
-    known, asked = scene.released(subject, "training"), scene.released(subject, "test")
+def invert(subject: Subject, scene: Scene) -> list[Tensor]:
+    """The trained inverter's guesses at the test originals from each release: (N, C, S, S) in [-1, 1]."""
+    known, asked = scene.releases(subject, "training"), scene.releases(subject, "test")
     checked = scene.released(subject, "validation") if scene.validation else None
-    draw, size = np.random.default_rng(scene.seed), min(64, len(known.images))
-    inverter = seeded(lambda: Inverter(known.images.shape[1]), scene.seed, scene.device)
+    draw, size = np.random.default_rng(scene.seed), min(64, len(scene.training.images))
+    inverter = seeded(lambda: Inverter(scene.training.images.shape[1]), scene.seed, scene.device)
 
     def error(part: Released, index: np.ndarray) -> Tensor:
         guess = inverter(take(part.images, index, scene.device))
@@ -66,15 +67,18 @@ def invert(subject: Subject, scene: Scene) -> Tensor:
         return (guess - original).abs().mean() + losses.ssim_loss(original, guess)
 
     def loss() -> Tensor:
-        return error(known, draw.choice(len(known.images), size, replace=False))
+        one = known[int(draw.integers(len(known)))]
+        return error(one, draw.choice(len(one.images), size, replace=False))
 
     def score() -> float:
         return float("nan") if checked is None else -float(error(checked, np.arange(len(checked.images))))
 
     steps = scene.schedule.verifier_steps
     fit(inverter, loss, score, steps, scene.schedule, scene.title(f"{subject.name}: inversion"))
-    with torch.no_grad():
-        parts = [
-            inverter(to_model_range(batch).to(scene.device)).clamp(-1, 1).cpu() for batch in asked.images.split(128)
-        ]
-    return torch.cat(parts)
+
+    @torch.no_grad()
+    def guesses(images: Tensor) -> Tensor:
+        parts = [inverter(to_model_range(batch).to(scene.device)) for batch in images.split(128)]
+        return torch.cat(parts).clamp(-1, 1).cpu()
+
+    return [guesses(one.images) for one in asked]

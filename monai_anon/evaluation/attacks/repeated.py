@@ -55,7 +55,7 @@ def repeated(subject: Subject, scene: Scene) -> list[Row]:
 def attacked(subject: Subject, scene: Scene, means: dict[str, Released], count: int) -> list[Row]:
     """P2 on means of `count` releases; with single ones also on several images of a patient."""
     towers = train_towers(
-        means["training"],
+        [means["training"]],
         means.get("validation"),
         "released-real",
         start=scene.judges.verifier,

@@ -21,8 +21,8 @@ def static(subject: Subject, scene: Scene) -> list[Row]:
     """
     if scene.silence:
         return [scene.silent(subject, "static_auc", scene.silence)]
-    asked = scene.judges.embed(scene.released(subject, "test").images)
-    return scene.person_rows(subject, "static", asked @ scene.vectors("test").T)
+    asked = [scene.judges.embed(one.images) for one in scene.releases(subject, "test")]
+    return scene.person_rows(subject, "static", [vectors @ scene.vectors("test").T for vectors in asked])
 
 
 def linkage(subject: Subject, scene: Scene) -> list[Row]:
@@ -39,21 +39,24 @@ def linkage(subject: Subject, scene: Scene) -> list[Row]:
     """
     if scene.silence:
         return [scene.silent(subject, "linkage_rank_1", scene.silence)]
-    asked = scene.judges.embed(scene.released(subject, "test").images)
-    similarity, patients = asked @ scene.vectors("test").T, scene.patients
-    mates, strangers = own_and_others(similarity, patients, scene.seed)
-    far = asked @ scene.vectors("training")[one_each(scene.training.patient.numpy(), scene.seed)].T
-    everybody = np.hstack([strangers, far])
-    people = strangers.shape[1] + 1
-    rows = [
-        scene.mean(subject, f"linkage_rank_{k}", galleries.expected_rank_k(mates, strangers, people, k)) for k in (1, 5)
-    ]
-    rows.append(scene.mean(subject, "linkage_map_at_r", galleries.average_precision_at_r(similarity, patients)))
-    largest = everybody.shape[1] + 1
+    known = scene.vectors("test"), scene.vectors("training")[one_each(scene.training.patient.numpy(), scene.seed)]
+    asked = [scene.judges.embed(one.images) for one in scene.releases(subject, "test")]
+    near = [vectors @ known[0].T for vectors in asked]
+    among = [own_and_others(similarity, scene.patients, scene.seed) for similarity in near]
+    people = among[0][1].shape[1] + 1
+    everybody = [np.hstack([others, vectors @ known[1].T]) for (_, others), vectors in zip(among, asked, strict=True)]
+    largest = everybody[0].shape[1] + 1
+
+    def rank(metric: str, strangers: list[Array], size: int, k: int) -> Row:
+        pairs = zip(among, strangers, strict=True)
+        found = [galleries.expected_rank_k(mates, others, size, k) for (mates, _), others in pairs]
+        return scene.mean(subject, metric, np.mean(found, axis=0))
+
+    rows = [rank(f"linkage_rank_{k}", [others for _, others in among], people, k) for k in (1, 5)]
+    precision = [galleries.average_precision_at_r(similarity, scene.patients) for similarity in near]
+    rows.append(scene.mean(subject, "linkage_map_at_r", np.mean(precision, axis=0)))
     for size in sorted({size for size in GALLERIES if size < largest} | {largest}):
-        for k in (1, 5):
-            hits = galleries.expected_rank_k(mates, everybody, size, k)
-            rows.append(scene.mean(subject, f"linkage_{size}_rank_{k}", hits))
+        rows += [rank(f"linkage_{size}_rank_{k}", everybody, size, k) for k in (1, 5)]
         rows.append(scene.plain(subject, f"linkage_{size}_chance", galleries.rank_k_chance(size), n=size))
     return rows
 

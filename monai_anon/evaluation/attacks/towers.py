@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -40,7 +41,7 @@ class Towers(nn.Module):
 
 
 def train_towers(
-    training: Released,
+    training: Sequence[Released],
     validation: Released | None,
     pairing: Pairing,
     *,
@@ -53,25 +54,28 @@ def train_towers(
     """An attacker trained on pairs of *different* images of one patient, all other patients as negatives (InfoNCE).
 
     `released-real` pairs a released image with a real one, `released-released` two released ones, and `mixed` takes
-    turns. The budget is the schedule's, the same for every method attacked. `start` is a verifier of untouched images;
-    without one both towers start from the same random weights.
+    turns. `training` holds one release or several of the same images, drawn from at random: who has the anonymizer can
+    release as often as they like. The budget is the schedule's, the same for every method attacked. `start` is a
+    verifier of untouched images; without one both towers start from the same random weights.
 
     Raises:
         ValueError: fewer than two patients have two images, or an unknown pairing.
     """
     if pairing not in PAIRINGS:
         raise ValueError(f"pairing is {pairing!r}; it must be one of {list(PAIRINGS)}")
-    pairs = PatientPairs(training.cohort, schedule.batch_size // 2, seed)
+    cohort, draw = training[0].cohort, np.random.default_rng(seed)
+    pairs = PatientPairs(cohort, schedule.batch_size // 2, seed)
     generator = torch.Generator(device).manual_seed(seed)
-    channels = training.images.shape[1]
+    channels = cohort.images.shape[1]
     towers: Towers = seeded(lambda: Towers(start or Verifier(channels, schedule.planes)), seed, device)
     turn = 0
 
     def released(index: Array) -> Tensor:
-        return towers.released(take(training.images, index, device))  # as it is: noise would hide what hides in it
+        images = training[int(draw.integers(len(training)))].images
+        return towers.released(take(images, index, device))  # as they are: noise would hide what hides in them
 
     def real(index: Array) -> Tensor:
-        return towers.real(augment(take(training.cohort.images, index, device), generator, schedule.blur))
+        return towers.real(augment(take(cohort.images, index, device), generator, schedule.blur))
 
     def loss() -> Tensor:
         nonlocal turn
