@@ -174,6 +174,9 @@ def test_the_fine_tuned_variant_starts_from_the_weights_of_its_first_training(
     start = by_folder[str(tmp_path / "out" / "fine_tuned" / "seed_0" / "start")]
     assert fine["initial_weights"] == f"{start['output_dir']}/disentangler.pt"
     assert (start["max_epochs"], fine["max_epochs"]) == (2, 3)
+    # 0.4 and 0.15 of five epochs are all of two, and 0.375 of two; the second training waits no more.
+    assert (start["swaps_from"], start["independence_from"]) == (1.0, 0.375)
+    assert (fine["swaps_from"], fine["independence_from"]) == (0.0, 0.0)
     assert {options["max_epochs"] for options in by_folder.values() if options not in (fine, start)} == {5}
 
 
@@ -444,3 +447,16 @@ def test_every_seed_is_trained_and_its_rows_are_kept(bundle: Path, cohort: Path,
         (method, seed): 1 for method in ("24 images", "48 images") for seed in (0, 5)
     }
     assert (tmp_path / "out" / "report.md").read_text().count("mean of 2") == 2
+
+
+def test_real_people_are_drawn_only_when_asked_for(
+    bundle: Path, cohort: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_anon.evaluation.ablations.run.is_generated", lambda manifest: False)
+    for asked in (False, True):
+        output = tmp_path / str(asked)
+        assert ablate("data", bundle, cohort, output, Stub(bundle), pictures=asked) == 0
+        page = (output / "report.md").read_text()
+        assert ("figure_9.png" in page) is asked is (output / "pictures" / "figure_9.png").exists()
+        assert ("--pictures draws them" in page) is not asked
+        assert not json.loads((output / "run.json").read_text())["cohort"]["generated"]

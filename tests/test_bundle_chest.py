@@ -20,7 +20,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow, ckpt_export, verify_metad
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from monai_anon.evaluation.aggregation import about_persons
 from monai_anon.evaluation.protocol import Settings
+from monai_anon.evaluation.tables import JUDGES
 from monai_anon.handlers import read_record
 from monai_anon.identity_vae_step import VAE_TERMS
 from monai_anon.overrides import OverrideError
@@ -391,6 +393,9 @@ def test_every_attack_is_made_but_speaks_only_where_the_verifier_knows_enough(
     methods = {"none", "VAE with privacy loss"}
     if least > 1:
         assert {row["value"] for row in private} == {None} and {row["method"] for row in private} == methods
+        spoken = {row["metric"] for row in rows if row["value"] is not None and row["method"] != JUDGES}
+        assert spoken and not {metric for metric in spoken if about_persons(metric)}
+        assert json.loads((tmp_path / "run" / "curves.json").read_text()) == []
         assert all("no verdict" in row["note"] for row in private) and "no verdict" in report
         return
     for method in methods:
@@ -403,6 +408,8 @@ def test_every_attack_is_made_but_speaks_only_where_the_verifier_knows_enough(
         for what in ("patient", "finding")
     }
     assert "P1 static" in report and "P8 latent probes" in report
+    figures = [(row["method"], row["metric"]) for row in rows]
+    assert len(figures) == len(set(figures))
     record = json.loads((tmp_path / "run" / "run.json").read_text())
     assert record["settings"]["attack_steps"] == 2 and record["cohort"]["parts"]["training"]["images"] > 0
 

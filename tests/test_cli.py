@@ -231,11 +231,29 @@ def test_without_a_verifier_that_knows_people_there_is_no_verdict_and_the_exit_c
     assert "no verdict" in (tmp_path / "page.html").read_text().lower()
     other = call("evaluate", *where, "--anonymizer", "monai_anon.baselines:Constant", "--output", run, *few)
     assert other.exit_code == 2 and "holds the run of 'Blur', not of 'Constant'" in other.stderr
+    elsewhere = tmp_path / "elsewhere"
+    assert call("phantom", "chest", elsewhere, "--images", "12,6,9", "--patients", "4,2,3", "--seed", 5).exit_code == 0
+    where = ("--bundle", root / "bundles" / "chest", "--manifest", elsewhere, "--judges-dir", tmp_path / "judges")
+    moved = call("evaluate", *where, "--anonymizer", "monai_anon.baselines:Blur", "--output", run, *few)
+    assert moved.exit_code == 2 and "holds a run on another cohort" in moved.stderr
 
 
 def test_evaluate_refuses_an_unknown_attack_and_plans_without_doing(people: Path, tmp_path: Path, root: Path) -> None:
     where = ("--bundle", root / "bundles" / "chest", "--manifest", people, "--output", tmp_path / "run")
     wrong = call("evaluate", *where, "--attacks", "telepathy")
     assert wrong.exit_code == 2 and "telepathy" in wrong.stderr and "static" in wrong.stderr
+    nothing = call("evaluate", *where, "--attacks", ",")
+    assert nothing.exit_code == 2 and "--attacks names nothing" in nothing.stderr
     planned = call("evaluate", *where, "--attacks", "static", "--content", "no", "--dry-run")
     assert planned.exit_code == 0 and "none: static" in planned.stdout and not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_makes_no_cohort(tmp_path: Path, root: Path) -> None:
+    configs = tmp_path / "bundle" / "configs"
+    configs.mkdir(parents=True)
+    (configs / "evaluate.json").write_text((root / "bundles" / "chest" / "configs" / "evaluate.json").read_text())
+    planned = call("evaluate", "--bundle", tmp_path / "bundle", "--dry-run")
+    assert planned.exit_code == 0 and "the generated cohort, made where absent" in planned.stdout
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["bundle", "configs", "evaluate.json"]
+    wrong = call("evaluate", "--bundle", tmp_path / "bundle", "--content", "magic", "--dry-run")
+    assert wrong.exit_code == 2 and "content: unknown ['magic']" in wrong.stderr

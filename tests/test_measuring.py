@@ -47,8 +47,10 @@ def test_a_second_run_reads_what_the_first_has_measured(tmp_path: Path, counted:
     assert measuring.results["toy: count"].curves == [{"attack": "counted", "x": [0.0, 1.0]}]
 
 
-@pytest.mark.parametrize("what", ["pixels", "name", "budget", "seed", "threshold"])
-def test_what_a_figure_depends_on_has_it_measured_again(tmp_path: Path, counted: Counted, what: str) -> None:
+@pytest.mark.parametrize("what", ["pixels", "name", "budget", "seed", "threshold", "columns", "code"])
+def test_what_a_figure_depends_on_has_it_measured_again(
+    tmp_path: Path, counted: Counted, what: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     measured(tmp_path, counted)
     changed: dict[str, Any] = {
         "pixels": {"one": subject(lambda images: -images)},  # the same name and no weights: edited code
@@ -60,7 +62,13 @@ def test_what_a_figure_depends_on_has_it_measured_again(tmp_path: Path, counted:
         scene = toy_scene(steps=1)
         scene.seed = 1
         changed["seed"] = {"scene": scene}
-    measured(tmp_path, counted, **changed[what])
+    if what == "columns":
+        scene = toy_scene(steps=1)
+        scene.test.entries[0]["sex"] = "F"
+        changed["columns"] = {"scene": scene}
+    if what == "code":
+        monkeypatch.setattr("monai_anon.evaluation.measuring.code_digest", lambda: "mended")
+    measured(tmp_path, counted, **changed.get(what, {}))
     assert counted.made == 2
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import trapezoid
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from monai_anon.evaluation import galleries, metrics
@@ -235,3 +236,14 @@ def test_average_precision_at_r_of_an_oracle_of_the_half_right_and_of_the_lonely
     # Query 0: the nearest is a stranger, the second is right: 1/2 (0 + 1/2).
     half = np.array([[0, 0.5, 0.1, 0.9, 0, 0]] * 6)
     assert galleries.average_precision_at_r(half, patients)[0] == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0.0, 0.0, 0.0280), (1.0, 0.9720, 1.0)])
+def test_a_proportion_of_none_or_all_has_the_exact_bound(value, low, high):
+    found = metrics.with_exact_bounds(metrics.Interval(value, value, value, 300), 130)
+    assert (found.low, found.high) == pytest.approx((low, high), abs=1e-4)
+    k = int(value * 130)
+    exact = binomtest(k, 130).proportion_ci(0.95, "exact")
+    assert (found.low, found.high) == pytest.approx((exact.low, exact.high))
+    other = metrics.Interval(0.5, 0.5, 0.5, 300)
+    assert metrics.with_exact_bounds(other, 130) == other

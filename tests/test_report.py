@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from monai_anon.evaluation.aggregation import aggregate, headlines, leakage, silences, withheld
 from monai_anon.evaluation.reporting import plots
 from monai_anon.evaluation.reporting import sections as report_sections
 from monai_anon.evaluation.reporting import tables as report_tables
-from monai_anon.evaluation.reporting.conclusions import criteria, privacy_line
+from monai_anon.evaluation.reporting.page import Page
 from monai_anon.evaluation.reporting.report import ReportError, write_report
-from monai_anon.evaluation.reporting.runs import NOT_RECORDED, Curve
+from monai_anon.evaluation.reporting.runs import NOT_RECORDED, Curve, Run
 from monai_anon.evaluation.tables import JUDGES, Row, write_rows
 
 DATA = "phantoms/test"
@@ -53,6 +52,7 @@ def measured(method="ours", **more):
 def make_run(folder, rows, generated=True, **about):
     write_rows(rows, folder / "rows.jsonl")
     record = {"command": COMMAND, "cohort": {"name": "phantoms", "generated": generated}, "subject": {"name": "ours"}}
+    record["seconds"] = {"ours: static": 12.5}
     (folder / "run.json").write_text(json.dumps(record | about))
     curve = {"attack": "static", "method": "ours", "x": [0, 0.5, 1], "y": [0, 0.61795, 1]}
     (folder / "curves.json").write_text(json.dumps([curve]))
@@ -89,177 +89,6 @@ def whole(tmp_path_factory):
     return page_of(folder, rows)
 
 
-# ---- joining ----
-
-
-def test_training_seeds_are_joined_to_their_mean_and_the_widest_interval():
-    joined = aggregate(
-        [row("static_auc", value, value - 0.1, value + 0.1, weights=name) for name, value in (("a", 0.5), ("b", 0.7))]
-    )
-    assert len(joined) == 1
-    found = joined[0]
-    assert (found.value, found.ci_low, found.ci_high, found.seeds) == pytest.approx((0.6, 0.4, 0.8, 2))
-    assert "mean of 2 training seeds" in found.note
-    assert aggregate(joined) == joined
-
-
-def test_measuring_one_model_twice_makes_no_second_seed():
-    again = [row("static_auc", 0.5, 0.4, 0.6), row("static_auc", 0.6, 0.5, 0.7)]
-    found = aggregate([*again, row("static_auc", 0.9, 0.8, 1.0, weights="other")])[0]
-    assert found.seeds == 2 and found.value == pytest.approx((0.55 + 0.9) / 2)
-    assert aggregate([again[0], again[0]]) == [again[0]]
-
-
-def test_judges_are_no_training_seed_of_what_they_judge():
-    rows = [row("finding_auc", 0.9, 0.8, 1.0, JUDGES, weights=name) for name in "abc"]
-    assert [(found.seeds, found.note) for found in aggregate(rows)] == [(1, "")]
-
-
-def test_a_seed_that_was_not_measured_is_said():
-    rows = [row("fid", 2.0, weights="a"), row("fid", None, weights="b", note="not measured: too few images")]
-    found = aggregate(rows)[0]
-    assert found.value == 2.0 and "1 of 2 seeds not measured" in found.note and "too few images" in found.note
-
-
-def test_data_sets_methods_and_metrics_are_not_mixed():
-    rows = [row("a", 0.1), row("b", 0.2), row("a", 0.3, method="none"), row("a", 0.4, dataset="other/test")]
-    assert aggregate(rows) == rows
-
-
-# ---- verdict ----
-
-
-def test_the_headline_is_the_strongest_attack_on_either_side_of_chance():
-    rows = [row("static_auc", 0.55, 0.5, 0.6), row("adaptive_auc", 0.4, 0.35, 0.45), row("attribute_sex_auc", 0.99)]
-    found = headlines(rows)[0]
-    assert (found.privacy.value, found.privacy.note, found.adaptive) == (0.4, "adaptive", True)
-    assert (found.leakage.value, found.leakage.ci_low, found.leakage.ci_high) == pytest.approx((0.1, 0.05, 0.15))
-
-
-def test_seeds_on_both_sides_of_chance_do_not_cancel():
-    rows = [row("static_auc", 0.4, 0.35, 0.45, weights="a"), row("static_auc", 0.6, 0.55, 0.65, weights="b")]
-    found = headlines(rows)[0]
-    assert found.privacy.value == pytest.approx(0.5) and found.leakage.value == pytest.approx(0.1)
-
-
-def test_an_interval_around_chance_leaks_from_zero():
-    found = leakage(row("static_auc", 0.52, 0.45, 0.57))
-    assert (found.ci_low, found.ci_high) == pytest.approx((0.0, 0.07))
-
-
-@pytest.mark.parametrize(
-    ("rows", "why"),
-    [
-        (judge(0.79), "below 0.80"),
-        ([*judge(0.97), row("verification_auc", 0.7, method=JUDGES, weights="second")], "0.700"),
-        (judge(0.97)[1:], "no verdict"),
-        ([row("static_auc", 0.5)], "judges' own quality was not measured"),
-    ],
-)
-def test_the_weakest_judge_decides_whether_there_is_a_verdict(rows, why):
-    assert why in silences(rows)[DATA]
-
-
-def test_a_good_judge_gives_a_verdict_and_takes_nothing_away():
-    rows = judge(0.81) + measured()
-    assert silences(rows) == {} and withheld(rows, {}) == rows
-
-
-def test_without_a_verdict_the_page_gives_no_figure_about_persons(tmp_path):
-    written, page = page_of(tmp_path, judge(0.79) + measured() + measured("none"))
-    assert "below 0.80" in written.silence and "No privacy verdict" in page and "below 0.80" in page
-    assert not re.search(r"0?\.617|0?\.618|0?\.619|0?\.118", page)
-    assert "0.932 (0.920-0.940)" in page and "0.732 (0.720-0.740)" in page
-    assert "0.784" in page and "0.299" not in page, "the paper's figures: of the finding, not of persons"
-    assert "Attack curves" not in page
-    assert "not anonymous" not in page and "not distinguishable" not in page
-
-
-def test_a_cohort_without_a_verdict_silences_only_itself(tmp_path):
-    good, bad = measured(), measured(dataset="real/test")
-    written, page = page_of(tmp_path, judge(0.97) + good + judge(0.6, "real/test") + bad)
-    assert written.silence.startswith("real/test: no verdict") and "phantoms" not in written.silence
-    assert "0.617" in page and "No privacy verdict" in page
-
-
-def test_no_attack_is_no_verdict(tmp_path):
-    written, page = page_of(tmp_path, [*judge(0.97), row("judge_finding_auc", 0.9, 0.8, 1.0)])
-    assert "no attack" in written.silence and "No privacy verdict" in page
-    assert page.count("This attack was not run.") == 8
-
-
-def test_an_attack_on_the_reference_alone_is_no_verdict(tmp_path):
-    rows = [*judge(0.97), *measured("none"), row("judge_finding_auc", 0.9, 0.8, 1.0)]
-    written, page = page_of(tmp_path, rows)
-    assert "no attack" in written.silence and "No figure about persons is given" not in page
-
-
-# ---- conclusions ----
-
-
-def outcomes(rows):
-    return {found.name: found for found in criteria(rows, "ours", DATA)}
-
-
-NONE = [row("static_auc", 0.95, 0.9, 1.0, "none"), row("adaptive_auc", 0.95, 0.9, 1.0, "none")]
-
-
-def test_an_interval_with_chance_in_it_is_no_link_but_no_proof():
-    rows = [row("static_auc", 0.52, 0.46, 0.58), *NONE]
-    check = outcomes(rows)["Linkability"].checks[0]
-    assert check.outcome == "chance" and "0.580" in check.sentence
-    assert "with this attacker and this budget" in privacy_line(headlines(rows)[0])
-
-
-@pytest.mark.parametrize(("value", "side"), [(0.6, "above"), (0.4, "below")])
-def test_an_interval_off_chance_on_either_side_is_a_link(value, side):
-    rows = [row("static_auc", value, value - 0.05, value + 0.05), *NONE]
-    found = outcomes(rows)["Linkability"]
-    assert found.outcome == "fails" and "not anonymous" in found.sentence and side in found.checks[0].sentence
-    assert f"{side} chance: not anonymous" in privacy_line(headlines(rows)[0])
-
-
-def test_one_telling_interval_among_many_decides():
-    rows = [row("adaptive_auc", 0.55, 0.45, 0.65), row("adaptive_mixed_auc", 0.54, 0.51, 0.57), *NONE]
-    assert outcomes(rows)["Linkability"].checks[1].outcome == "fails"
-
-
-def test_what_was_not_run_is_named_and_leaves_its_criterion_open():
-    found = outcomes([row("static_auc", 0.5, 0.45, 0.55), *NONE])
-    assert {one.outcome for one in found.values()} == {"open"}
-    for name, attacks in {
-        "Singling out": ("P3", "P4"),
-        "Linkability": ("P2", "P6"),
-        "Inference": ("P5", "P7", "P8"),
-    }.items():
-        assert all(attack in found[name].sentence for attack in attacks)
-
-
-def test_an_attack_that_finds_nobody_on_untouched_images_says_nothing():
-    weak = [row("static_auc", 0.5, 0.45, 0.55), row("static_auc", 0.51, 0.45, 0.57, "none")]
-    check = outcomes(weak)["Linkability"].checks[0]
-    assert check.outcome == "open" and "too weak" in check.sentence
-    assert "its strength is unknown" in outcomes(weak[:1])["Linkability"].checks[0].sentence
-
-
-def test_a_figure_without_interval_decides_nothing():
-    assert outcomes([row("static_auc", 0.5), *NONE])["Linkability"].checks[0].outcome == "open"
-
-
-@pytest.mark.parametrize(("low", "high", "outcome"), [(0.11, 0.15, "fails"), (0.05, 0.15, "chance")])
-def test_linkage_is_compared_with_the_chance_of_its_own_gallery(low, high, outcome):
-    rows = [row("linkage_10_rank_1", 0.13, low, high), row("linkage_10_chance", 0.1)]
-    assert outcomes(rows)["Singling out"].checks[0].outcome == outcome
-    assert outcomes(rows[:1])["Singling out"].checks[0].outcome == "open"
-
-
-def test_all_checks_at_chance_are_still_called_no_proof():
-    names = ["static_auc", "adaptive_auc", "repeated_4_auc"]
-    rows = [row(name, 0.5, 0.45, 0.55) for name in names] + [row(name, 0.9, 0.8, 1.0, "none") for name in names]
-    found = outcomes(rows)["Linkability"]
-    assert found.outcome == "chance" and "no proof" in found.sentence
-
-
 # ---- tables and figures ----
 
 
@@ -267,6 +96,7 @@ def test_all_checks_at_chance_are_still_called_no_proof():
     ("metric", "section"),
     [
         ("static_tar_at_far_1", "P1"), ("adaptive_released-released_rank_1", "P2"), ("adaptive_auc", "P2"),
+        ("adaptive_lowest-bits_auc", "P2"), ("repeated_16_rank_1", "P6"),
         ("linkage_map_at_r", "P3"), ("linkage_50_chance", "P3"), ("inversion_ssim", "P4"),
         ("membership_black_box_tpr_at_fpr_1", "P5"), ("repeated_16_auc", "P6"), ("repeated_patient_4_auc", "P6"),
         ("attribute_sex_auc", "P7"), ("probe_medical_finding_auc", "P8"), ("judge_severity_correlation", "content"),
@@ -310,6 +140,49 @@ def test_a_metric_that_nobody_knows_is_in_the_table_of_all_figures(whole):
 def test_the_papers_figures_are_marked_as_other_data(whole):
     line = next(part for part in whole[1].split("<tr") if "Montenegro et al. 2023" in part)
     assert 'class="other"' in line and "other data" in line
+
+
+STATIC_ONLY = [row(name, 0.6, 0.55, 0.65, "plain") for name in ("judge_original_auc", "judge_finding_auc")]
+
+
+def test_a_method_that_met_the_static_attack_alone_has_a_table_of_its_own_and_only_the_static_plot():
+    page = Page([Run(None, [*judge(0.97), *measured(), *STATIC_ONLY], {}, [])])
+    retrained, static = page.content(False)["headline"]
+    assert [[line.cells[0].text for line in table.lines] for table in (retrained, static)] == [["ours"], ["plain"]]
+    assert "at least" in static.caption and "at least |AUC - 0.5|" in static.columns
+    first, second = page.drawings.overview()
+    assert "plain" not in first.svg and "plain" in second.svg and "ours" in second.svg
+    assert "ours: leakage 0.117" in second.alt, "of its static attack, not of its strongest"
+    assert "static attack alone" in second.svg and "strongest attack" in first.svg
+
+
+def test_without_retrained_attackers_there_is_only_the_static_table_and_plot():
+    page = Page([Run(None, [*judge(0.97), *STATIC_ONLY], {}, [])])
+    assert len(page.content(False)["headline"]) == len(page.drawings.overview()) == 1
+
+
+def test_every_figure_tells_where_it_comes_from():
+    source = {"seed": 7, "weights": "abc123", "revision": "f00d", "images_seen": 1234}
+    found = report_tables.all_figures([row("fid", 2.0, **source)])
+    cells = dict(zip(found.columns, (cell.text for cell in found.lines[0].cells), strict=True))
+    assert [cells[name] for name in ("seed", "weights", "revision", "images seen")] == ["7", "abc123", "f00d", "1,234"]
+
+
+def test_what_was_not_measured_is_not_called_a_verdict(tmp_path):
+    rows = judge(0.97) + measured()
+    rows += [row("own_original_accuracy", None, method="reconstruction"), row("side_accuracy", None, method=JUDGES)]
+    _, page = page_of(tmp_path, rows)
+    assert "not measured" in page and "no verdict" not in page
+
+
+def test_scores_over_blocks_are_not_called_by_the_names_of_those_over_dimensions():
+    names = ("disentanglement", "completeness", "informativeness", "mig", "sap")
+    rows = [row(f"blocks_{name}", 0.5) for name in names]
+    groups = [group for section in report_sections.CONTENT for group in section.groups]
+    table = next(found for group in groups if (found := report_tables.group_table(rows, group)))
+    assert len(set(table.columns)) == 6 and not any(column.startswith(("DCI", "blocks")) for column in table.columns)
+    assert not set(table.columns) & set(names[3:]), "every column has a title"
+    assert any("blocks" in note and "not to be compared" in note for note in table.notes)
 
 
 # ---- the page ----
@@ -372,6 +245,11 @@ def contrast(one, other):
     return (high + 0.05) / (low + 0.05)
 
 
+def test_how_long_it_took_is_folded(whole):
+    folded = whole[1][whole[1].index("<details>") : whole[1].index("</details>")]
+    assert "ours: static" in folded and "12.5" in folded
+
+
 def test_every_section_names_its_command(whole):
     commands = whole[1][whole[1].index('<h2 id="again"') : whole[1].index('<h2 id="everything"')]
     assert commands.count(COMMAND) >= 10 and "monai-anon report RUN" in commands
@@ -379,7 +257,7 @@ def test_every_section_names_its_command(whole):
 
 def test_runs_stand_side_by_side_and_seeds_are_counted(tmp_path):
     runs = [
-        make_run(tmp_path / name, judge(0.97) + measured(weights=name), subject={"name": "ours", "weights": name})
+        make_run(tmp_path / name, judge(0.97) + measured(weights=name, images_seen=90), subject={"name": "ours"})
         for name in ("one", "two")
     ]
     page = write_report(runs, tmp_path / "page.html").path.read_text()

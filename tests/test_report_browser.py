@@ -131,7 +131,7 @@ def test_a_table_sorts_by_name_and_one_column_at_a_time(page):
 
 def test_the_filter_shows_only_lines_with_the_words(page):
     field = page.find_element("css selector", ".filter input")
-    page.execute_script("document.querySelector('details').open = true")
+    page.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
     field.send_keys("NEVER_heard")
     shown = page.execute_script(
         "return [...document.querySelector('[data-filter]').tBodies[0].rows]"

@@ -34,6 +34,14 @@ MODULE = """
         def forward(self, image):
             return image * float("nan")
 
+    class TooBright(Gray):
+        def forward(self, image):
+            return (image + 1) * 127.5
+
+    class BrokenOnDark(Gray):
+        def forward(self, image):
+            return image / (image.mean((1, 2, 3), keepdim=True) > -0.9)
+
     class Unseeded(Gray):
         calls = 0
 
@@ -47,6 +55,9 @@ MODULE = """
 
     def darker(image):
         return image / 2 - 0.5
+
+    def lighter(image):
+        return image / 2 + 0.5
 
     number = 3
 """
@@ -67,10 +78,10 @@ def load(path: str) -> Subject:
 def test_a_class_and_a_function_are_measured_under_their_names(module: str) -> None:
     gray, darker = load(f"{module}:Gray"), load(f"{module}:darker")
     images = torch.rand(2, 1, 16, 16)
-    assert (gray.name, gray.images_seen, gray.networks) == ("Gray", 7, None)
+    assert (gray.name, gray.images_seen, gray.networks) == ("users_own:Gray", 7, None)
     assert (gray.anonymise(images, torch.Generator()) == 0).all()
     assert torch.allclose(darker.anonymise(images, torch.Generator()), images / 2 - 0.5)
-    assert darker.name == "darker" and gray.weights != darker.weights
+    assert darker.name == "users_own:darker" and gray.weights != darker.weights != load(f"{module}:lighter").weights
 
 
 def test_random_numbers_of_torch_are_seeded_and_the_global_generator_is_left_alone(module: str) -> None:
@@ -87,6 +98,7 @@ def test_random_numbers_of_torch_are_seeded_and_the_global_generator_is_left_alo
         ("Needs", r"it needs \['strength'\]"),
         ("Smaller", r"\(2, 1, 16, 16\) gave \(2, 1, 16, 8\)"),
         ("Broken", "NaN or infinite"),
+        ("TooBright", r"values from 0 to 255; images lie in \[-1, 1\]"),
         ("Unseeded", "other pixels under the same seed"),
         ("number", "is a int"),
         ("Absent", "has no 'Absent'"),
@@ -95,6 +107,12 @@ def test_random_numbers_of_torch_are_seeded_and_the_global_generator_is_left_alo
 def test_what_is_no_anonymizer_is_refused_with_the_reason(module: str, name: str, reason: str) -> None:
     with pytest.raises(SubjectError, match=reason):
         load(f"{module}:{name}")
+
+
+def test_an_image_that_comes_back_broken_is_refused_whenever_it_does(module: str) -> None:
+    fragile = load(f"{module}:BrokenOnDark")
+    with pytest.raises(SubjectError, match="NaN or infinite"):
+        fragile.anonymise(torch.full((2, 1, 16, 16), -1.0), torch.Generator())
 
 
 @pytest.mark.parametrize(
@@ -122,7 +140,7 @@ def test_trained_networks_come_with_their_weights_and_what_they_have_seen(tmp_pa
     found = trained_subject("ours", tiny_anonymizer(), tmp_path / "model.pt")
     assert found.networks is not None and found.images_seen == 480 and len(found.weights) == 16
     assert torch.equal(next(found.networks.parameters()), next(saved.parameters()))
-    with pytest.raises(FileNotFoundError, match=r"absent.pt is missing. Make it with: python -m monai.bundle run"):
+    with pytest.raises(FileNotFoundError, match=r"absent.pt is missing. Make one with: python -m monai.bundle run"):
         trained_subject("ours", tiny_anonymizer(), tmp_path / "absent.pt")
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other.pt does not fit the configured networks"):
@@ -166,4 +184,4 @@ def test_a_baseline_refuses_what_it_cannot_do(make) -> None:
 
 def test_the_example_of_the_docs_is_an_anonymizer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(root / "docs" / "examples")
-    assert load("my_anonymizer:CoarseCopy").name == "CoarseCopy"
+    assert load("my_anonymizer:CoarseCopy").images_seen == 0

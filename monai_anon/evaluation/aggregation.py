@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
+from monai_anon.evaluation.attacks.headline import LINKING_RANK
 from monai_anon.evaluation.judges import verdict
 from monai_anon.evaluation.metrics import Interval
 from monai_anon.evaluation.tables import EXPERIMENTS, JUDGES, Row
@@ -23,6 +24,14 @@ PERSON_ATTACKS = (
     rf"{PRIVACY_AUC}|static_auc|adaptive_(\S+_)?auc|inversion_auc|repeated_(patient_)?\d+_auc|judge_original_auc"
 )
 """Metrics whose distance from 0.5 says how well a patient is linked; the first is the strongest of the others."""
+STATIC_ATTACK = "static_auc", "judge_original_auc"
+"""The same attack by two measurements: P1 over several releases, and the paper's Table 3 over one."""
+PRIVACY_RANK = "privacy_rank_1"
+OF_ATTACKS = (
+    rf"{PERSON_ATTACKS}|(privacy|static|adaptive|linkage|inversion|membership|repeated|attribute|probe)_(?!\S*chance)\S+"
+    r"|factor_id_\S+_r2|factors_identity_r2"
+)
+"""Metrics from which a criterion of anonymity can fail: P1 to P8, and the identity factors of a generated cohort."""
 
 NAMES = {
     "static_auc|judge_original_auc": "static",
@@ -36,6 +45,10 @@ NAMES = {
     "membership_vae_auc": "with the VAE's loss",
     r"attribute_(\S+)_auc": r"\1",
     "probe_(medical|residual)_patient_auc": r"\1 latent",
+    "probe_identity_patient_auc": "identity latent",
+    "static_rank_1": "static",
+    r"adaptive_(\S+)_rank_1": r"adaptive, \1",
+    "inversion_rank_1": "inversion",
     "linkage_rank_1": "all test patients",
     r"linkage_(\d+)_rank_1": r"\1 patients",
 }
@@ -57,6 +70,10 @@ class Headline:
         leakage: the same as ``|AUC - 0.5|``, the mean of the seeds' own.
         adaptive: the strongest was chosen among attackers that learned from released images, too.
         finding: AUC of the medical judge on released images.
+        rank: rank-1 of the strongest attack by that measure.
+        static: AUC of the static attack alone, which every method can be compared by.
+        seeds: the strongest attack on each training seed.
+        telling: the strongest of those attacks on each training seed whose interval leaves out 0.5.
     """
 
     method: str
@@ -65,6 +82,15 @@ class Headline:
     leakage: Row | None
     adaptive: bool
     finding: Row | None
+    rank: Row | None = None
+    static: Row | None = None
+    seeds: Sequence[Row] = ()
+    telling: Sequence[Row] = ()
+
+    @property
+    def worst(self) -> Row | None:
+        """The strongest attack on the training seed that leaks most."""
+        return max(self.seeds, key=lambda row: _distance(row.value), default=None)
 
 
 def aggregate(rows: Iterable[Row]) -> list[Row]:
@@ -96,6 +122,8 @@ def _joined(group: Sequence[Row]) -> Row:
     bounded = any(row.ci_low is not None or row.ci_high is not None for row in measured)
     what = "training seeds" if len(by_weights) > 1 else "measurements"
     notes = [f"mean of {len(means) if len(by_weights) > 1 else len(rows)} {what}"] if means else []
+    if len(turns := dict.fromkeys(row.seed for row in rows)) > 1:
+        notes.append(f"measured with the seeds {', '.join(map(str, turns))}")
     if means and len(means) < len(by_weights):
         notes.append(f"{len(by_weights) - len(means)} of {len(by_weights)} seeds not measured")
     return dataclasses.replace(
@@ -105,6 +133,7 @@ def _joined(group: Sequence[Row]) -> Row:
         ci_high=max(_or_value(row.ci_high, row) for row in measured) if bounded else None,
         n=min(row.n for row in measured or rows),
         weights=" ".join(name for name in by_weights if name),
+        revision=" ".join(name for name in dict.fromkeys(row.revision for row in rows) if name),
         note="; ".join(dict.fromkeys([*notes, *(row.note for row in rows if row.note)])),
         images_seen=max(row.images_seen for row in rows),
         seeds=sum(max(row.seeds for row in same) for same in by_weights.values()),
@@ -150,32 +179,68 @@ def about_persons(metric: str) -> bool:
     return not re.fullmatch(WITHOUT_PERSONS, metric)
 
 
+def is_experiment(method: str) -> bool:
+    """Whether a method is one of Table 2's experiments, kept apart from those of other runs or not."""
+    return method.partition(" [")[0] in EXPERIMENTS
+
+
+def attacked(row: Row) -> bool:
+    """Whether the row is an attack's figure, from which a criterion of anonymity can fail."""
+    return row.value is not None and re.fullmatch(OF_ATTACKS, row.metric) is not None
+
+
 def headlines(rows: Sequence[Row]) -> list[Headline]:
-    """One a (data set, method) with an attack on persons or a finding AUC, from rows before `aggregate`."""
-    keys = dict.fromkeys((row.dataset, row.method) for row in rows if row.method not in (JUDGES, *EXPERIMENTS))
-    found = (
-        _headline([row for row in rows if (row.dataset, row.method) == key], dataset=key[0], method=key[1])
-        for key in keys
-    )
-    return [one for one in found if one.privacy or one.finding]
+    """One a (data set, method) with any attack's figure or a finding AUC, from rows before `aggregate`."""
+    of_method: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        if row.method != JUDGES and not is_experiment(row.method):
+            of_method.setdefault((row.dataset, row.method), []).append(row)
+    found = ((_headline(same, *key), any(map(attacked, same))) for key, same in of_method.items())
+    return [one for one, attack in found if attack or one.finding]
 
 
 def _headline(rows: list[Row], dataset: str, method: str) -> Headline:
     persons = [row for row in rows if re.fullmatch(PERSON_ATTACKS, row.metric) and row.value is not None]
     persons.sort(key=lambda row: row.metric != PRIVACY_AUC)  # of equals the one whose note names the attack
-    by_weights: dict[str, list[Row]] = {}
-    for row in persons:
-        by_weights.setdefault(row.weights, []).append(row)
-    strongest = [_named(max(same, key=lambda row: _distance(row.value))) for same in by_weights.values()]
-    finding = [row for row in rows if row.metric == "judge_finding_auc" and row.value is not None]
+    strongest = [_named(row) for row in _of_each_seed(persons, lambda row: _distance(row.value))]
+    telling = _of_each_seed([row for row in persons if excludes(row, 0.5)], lambda row: _distance(row.value))
+    ranks = [row for row in rows if _is_rank(row.metric) and row.value is not None]
+    ranks.sort(key=lambda row: row.metric != PRIVACY_RANK)
+    ranked = [dataclasses.replace(row, metric=PRIVACY_RANK) for row in _of_each_seed(ranks, lambda row: row.value or 0)]
+    finding = matching((row for row in rows if row.value is not None), "judge_finding_auc")
+    static = next((found for metric in STATIC_ATTACK if (found := matching(persons, metric))), [])
     return Headline(
         method,
         dataset,
-        _joined(strongest) if strongest else None,
-        _joined([leakage(row) for row in strongest]) if strongest else None,
-        any(re.match("adaptive_", row.metric) for row in persons),
-        _joined(finding) if finding else None,
+        privacy=_both_sides(_joined(strongest), strongest) if strongest else None,
+        leakage=_joined([leakage(row) for row in strongest]) if strongest else None,
+        adaptive=any(re.match("adaptive_|repeated_", row.metric) for row in persons),
+        finding=_joined(finding) if finding else None,
+        rank=_joined(ranked) if ranked else None,
+        static=_joined(static) if static else None,
+        seeds=strongest,
+        telling=[_named(row) for row in telling],
     )
+
+
+def _of_each_seed(rows: Sequence[Row], strength: Callable[[Row], float]) -> list[Row]:
+    """The strongest row of each training seed; of equals the first."""
+    by_weights: dict[str, list[Row]] = {}
+    for row in rows:
+        by_weights.setdefault(row.weights, []).append(row)
+    return [max(same, key=strength) for same in by_weights.values()]
+
+
+def _is_rank(metric: str) -> bool:
+    return metric == PRIVACY_RANK or LINKING_RANK.fullmatch(metric) is not None
+
+
+def _both_sides(joined: Row, seeds: Sequence[Row]) -> Row:
+    """Seeds above and below chance have a mean that looks like chance: the note says so."""
+    values = [row.value for row in seeds if row.value is not None]
+    if not min(values) < 0.5 < max(values):
+        return joined
+    return dataclasses.replace(joined, note=f"{joined.note}; training seeds lie on both sides of chance")
 
 
 def _named(row: Row) -> Row:
@@ -202,6 +267,11 @@ def leakage(row: Row) -> Row:
         high = max(map(_distance, ends))
     value = None if row.value is None else _distance(row.value)
     return dataclasses.replace(row, metric="leakage", value=value, ci_low=low, ci_high=high)
+
+
+def excludes(row: Row, value: float) -> bool:
+    """Whether the interval leaves a value out; never where there is no interval."""
+    return row.ci_low is not None and row.ci_high is not None and not row.ci_low <= value <= row.ci_high
 
 
 def _distance(auc: float | None) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,16 @@ from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.baselines import BASELINES
 from monai_anon.cohort import Cohort
 from monai_anon.engines import StepTrainer
+from monai_anon.evaluation.aggregation import silences, withheld
 from monai_anon.evaluation.attacks import ATTACKS
 from monai_anon.evaluation.attacks.headline import headline
 from monai_anon.evaluation.contents import CONTENT
 from monai_anon.evaluation.contents.factors import factor_tables
 from monai_anon.evaluation.figures import draw_figures, draw_releases
 from monai_anon.evaluation.judges import SCHEDULE, Judges, JudgeSchedule, judges_for
-from monai_anon.evaluation.measuring import Measuring
+from monai_anon.evaluation.measuring import Measuring, cohort_digest
 from monai_anon.evaluation.protocol import IdentitySource, Settings, evaluate_anonymization, evaluate_disentanglement
-from monai_anon.evaluation.record import revision, run_record, typed_command
+from monai_anon.evaluation.record import is_generated, revision, run_record, typed_command
 from monai_anon.evaluation.scene import Measure, Scene
 from monai_anon.evaluation.subjects import Subject, load_subject, subject_of, trained_subject
 from monai_anon.evaluation.tables import JUDGES, Row, report, stamp, write_tables
@@ -44,8 +46,8 @@ class Evaluation:
         model: networks with the weights of `model_file` still to be loaded.
         model_file: tensors only, as stage 2 writes it.
         manifest: path of the manifest.
-        output_dir: gets `rows.jsonl`, `report.md`, one CSV a table, pictures; `measured/` there keeps every measurement
-            for the next time, `judges_dir` the judges.
+        output_dir: gets `rows.jsonl`, `report.md`, one CSV a table, `run.json`, `curves.json` and pictures.
+        judges_dir: keeps the judges, decoded images (`cache/`) and every measurement (`measured/`) for the next time.
         settings: what to measure, and how.
         schedule: budget of the judges.
         anonymizer: `package.module:Class` to measure in place of the model; "" for the model.
@@ -66,8 +68,8 @@ class Evaluation:
         self.model, self.model_file, self.manifest = model, Path(model_file), load_manifest(manifest)
         self.output_dir, self.judges_dir, self.settings = Path(output_dir), Path(judges_dir), settings
         self.schedule, self.anonymizer, self.device = schedule, anonymizer, torch.device(device)
-        if unknown := sorted(set(settings.content) - set(CONTENT)):
-            raise ValueError(f"content: unknown {unknown}; known are {list(CONTENT)}")
+        self.bundle = settings.bundle
+        check_content(settings.content)
         encoder = model.disentangler.encoder
         self._plain_vae: IdentityVAE | None = None
         self.size, self.channels = int(encoder.size), int(encoder.channels)
@@ -121,32 +123,31 @@ class Evaluation:
             plan += [(one, name, measure) for name, measure in chosen.items()]
         return plan
 
-    def planned(self) -> list[str]:
-        """What a run would do, a line each; trains, measures and writes nothing."""
-        found = self.subject()
-        lines = [f"{one.name}: {name}" for one, name, _ in self.plan(found)]
-        return [f"would measure on {self.manifest.path} (budget {self.settings.attack_steps} batches):", *lines]
-
     def run(self) -> list[Row]:
         """Measure what is not measured yet, write the files, print the tables, return the rows.
 
         Raises:
-            FileExistsError: the folder holds the run of another anonymizer.
+            FileExistsError: the folder holds the run of another anonymizer, or on another cohort.
         """
         began, subject = time.monotonic(), self.subject()
-        refuse_other_subject(self.output_dir, subject)
+        refuse_other(self.output_dir, "subject", "name", subject.name)
         scene = self.scene()
+        refuse_other(self.output_dir, "cohort", "fingerprint", cohort_digest(scene))
         logger.info("measuring %s on %d test images of %d people", subject.name, len(scene.test), scene.people)
-        measuring = Measuring(self.output_dir / "measured", scene, self.settings, revision())
+        measuring = Measuring(self.judges_dir / "measured", scene, self.settings, revision())
         rows = stamp(scene.quality_rows(), revision=revision()) + measuring.run(self.plan(subject))
+        # Table 3 and the content of our own model share some figures; one value a figure.
+        rows = list({(row.method, row.dataset, row.metric): row for row in reversed(rows)}.values())[::-1]
         for name in dict.fromkeys(row.method for row in rows):
             rows += headline([row for row in rows if row.method == name])
-        for path in write_tables(rows, self.output_dir):
-            logger.info("wrote %s", path)
-        record = run_record(self.manifest, subject, scene, self.settings, measuring, time.monotonic() - began)
-        curves = [curve for found in measuring.results.values() for curve in found.curves]
+        rows = withheld(rows, silences(rows))
+        seconds = time.monotonic() - began
+        record = run_record(self.bundle, self.manifest, subject, self.settings, measuring, seconds)
+        curves = [] if scene.silence else [c for found in measuring.results.values() for c in found.curves]
         for name, content in (("run.json", record), ("curves.json", curves)):
             write_json(content, self.output_dir / name)
+        for path in write_tables(rows, self.output_dir):
+            logger.info("wrote %s", path)
         self.draw(subject, scene)
         print(report(rows))
         return rows
@@ -167,6 +168,9 @@ class Evaluation:
     def draw(self, subject: Subject, scene: Scene) -> None:
         """Figures 4 to 7 of the paper and the report's explanation, or what another anonymizer makes of images."""
         folder = self.output_dir / "pictures"
+        if not (self.settings.pictures or is_generated(self.manifest)):
+            logger.info("no pictures: the test images are of real people; --pictures draws them")
+            return
         if subject.networks is None:
             draw_releases(subject, scene.test, folder, seed=scene.seed, command=typed_command())
             return
@@ -204,29 +208,76 @@ class Evaluation:
         return sources | {"averaging all identities": AveragedIdentities(gallery, None, unit)}
 
 
-def refuse_other_subject(folder: Path, subject: Subject) -> None:
-    """A folder holds the run of one anonymizer; a new training of it replaces the old one's tables.
+def refuse_other(folder: Path, what: str, key: str, value: str) -> None:
+    """A folder holds the run of one anonymizer on one cohort; a new training of it replaces the old one's tables.
 
     Raises:
         FileExistsError: it holds that of another.
     """
     record = folder / "run.json"
-    if record.is_file():
-        name = json.loads(record.read_text(encoding="utf-8"))["subject"]["name"]
-        if name != subject.name:
-            raise FileExistsError(f"{folder} holds the run of {name!r}, not of {subject.name!r}; give another --output")
+    if not record.is_file():
+        return
+    found = json.loads(record.read_text(encoding="utf-8")).get(what, {}).get(key, value)
+    if found != value:
+        other = f"the run of {found!r}, not of {value!r}" if key == "name" else f"a run on another {what}"
+        raise FileExistsError(f"{folder} holds {other}; give another --output")
 
 
 def write_json(content: object, path: Path) -> Path:
     """A JSON file, written whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".json.part")
     draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     draft.replace(path)
     return path
 
 
+def planned(bundle: Path, overrides: dict[str, object]) -> list[str]:
+    """What an evaluation would do, a line each; reads the config only.
+
+    Raises:
+        ValueError: an attack or a measurement of content that does not exist.
+    """
+    content = evaluate_config(bundle, overrides)
+    Settings(0.0, attacks=content["attacks"], content=content["content"])
+    check_content(content["content"])
+    who = content["anonymizer"] or OURS
+    own = [] if content["anonymizer"] else [f"{who}: Table 2", f"{who}: Table 3"]
+    names = [*content["attacks"], *content["content"]]
+    where = content["manifest"] or "the generated cohort, made where absent"
+    lines = [f"{one}: {name}" for one in ("none", who) for name in names]
+    return [f"would measure on {where}, with {content['attack_steps']} batches for all that learns:", *own, *lines]
+
+
+def check_content(names: Sequence[str]) -> None:
+    """Refuse what is no measurement of content.
+
+    Raises:
+        ValueError: names it.
+    """
+    if unknown := sorted(set(names) - set(CONTENT)):
+        raise ValueError(f"content: unknown {unknown}; known are {list(CONTENT)}")
+
+
 def bundle_evaluation(bundle: Path, overrides: dict[str, object]) -> Evaluation:
     """The `evaluation` of a bundle's `configs/evaluate.json` with some entries replaced (None leaves one as it is).
+
+    Raises:
+        ValueError: the bundle has no such config, or it has no entry of that name.
+    """
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(evaluate_config(bundle, overrides))
+    try:
+        evaluation = parser.get_parsed_content("evaluation")
+    except RuntimeError as error:
+        raise unwrapped(error) from error
+    assert isinstance(evaluation, Evaluation)
+    return evaluation
+
+
+def evaluate_config(bundle: Path, overrides: dict[str, object]) -> dict[str, Any]:
+    """The entries of a bundle's `configs/evaluate.json`, some replaced.
 
     Raises:
         ValueError: the bundle has no such config, or it has no entry of that name.
@@ -238,13 +289,7 @@ def bundle_evaluation(bundle: Path, overrides: dict[str, object]) -> Evaluation:
         raise ValueError(f"{config} is missing; --bundle takes a bundle's folder, such as bundles/chest")
     content = ConfigParser.load_config_file(config)
     given = {name: value for name, value in overrides.items() if value is not None}
-    unknown = sorted(set(given) - set(content))
-    if unknown:
+    if unknown := sorted(set(given) - set(content)):
         raise ValueError(f"{config} has no {unknown}; it has {sorted(content)}")
-    parser = ConfigParser(content | {"bundle_root": str(bundle)} | given)
-    try:
-        evaluation = parser.get_parsed_content("evaluation")
-    except RuntimeError as error:
-        raise unwrapped(error) from error
-    assert isinstance(evaluation, Evaluation)
-    return evaluation
+    found: dict[str, Any] = content | {"bundle_root": str(bundle)} | given
+    return found

@@ -143,7 +143,7 @@ def judges_for(
     from monai_anon.cohort import Cohort
 
     settings = {"schedule": dataclasses.asdict(schedule), "seed": seed, "size": size, "channels": channels}
-    settings["data"] = _fingerprint(manifest)
+    settings |= {"data": _fingerprint(manifest), "code": _code()}
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = Path(output_dir) / f"judges_{key}.safetensors"
     if path.exists():
@@ -177,6 +177,13 @@ def train_judges(
     if validation is not None:
         judges.quality = {name: list(interval) for name, interval in quality(judges, validation).items()}
     return judges
+
+
+def _code() -> str:
+    """Changes when the judges' networks or their training do."""
+    home = Path(__file__).parent
+    files = [home / "judge_networks.py", home / "judge_training.py"]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
 
 
 def _fingerprint(manifest: Manifest) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -36,8 +37,8 @@ class Measuring:
     """Runs measurements in a scene and keeps every result in a folder.
 
     A result is taken from the folder where everything it depends on is the same: subject (and what it makes of the test
-    part), images, judges, budget, seed, draws of the bootstrap, version of the package. So the same command goes on
-    where a stopped one was.
+    part), images and their columns, judges, budget, seed, draws of the bootstrap, and the code. So the same command
+    goes on where a stopped one was.
 
     Args:
         folder: gets one JSON file a measurement.
@@ -47,7 +48,7 @@ class Measuring:
 
     def __init__(self, folder: Path, scene: Scene, settings: Settings, revision: str = "") -> None:
         self.folder, self.scene, self.revision = folder, scene, revision
-        how = dataclasses.replace(settings, attacks=(), content=())
+        how = dataclasses.replace(settings, attacks=(), content=(), pictures=False, bundle="")
         self._scene_key = _digest([scene_key(scene), dataclasses.asdict(how)])
         self.results: dict[str, Measured] = {}
 
@@ -87,11 +88,25 @@ class Measuring:
 
 def scene_key(scene: Scene) -> str:
     """16 hex digits of everything in the scene that a figure depends on."""
-    parts = [part.fingerprint() for name in ("training", "validation", "test") if (part := scene.part(name))]
     networks = [digest(network) for network in (scene.judges.verifier, scene.judges.medical)]
     means = dataclasses.asdict(scene.schedule), scene.steps, scene.seed, scene.n_bootstrap
-    known = scene.factors is not None
-    return _digest([__version__, parts, networks, means, scene.test.name, known])
+    factors = {name: table.to_csv() for name, table in (scene.factors or {}).items()}
+    return _digest([__version__, code_digest(), cohort_digest(scene), networks, means, scene.test.name, factors])
+
+
+def cohort_digest(scene: Scene) -> str:
+    """16 hex digits of all parts' pixels (where they are in memory), labels and columns."""
+    parts = [part for name in ("training", "validation", "test") if (part := scene.part(name))]
+    return _digest([[part.fingerprint(), part.entries] for part in parts])
+
+
+@functools.cache
+def code_digest() -> str:
+    """16 hex digits of the code that measures: a mended attack is not answered with its old figures."""
+    home = Path(__file__).parent
+    apart = {"reporting", "ablations", "aggregation.py", "figures.py", "record.py", "verbs.py"}  # what is made of rows
+    files = [path for path in sorted(home.rglob("*.py")) if not apart & set(path.relative_to(home).parts)]
+    return _digest([path.read_text(encoding="utf-8") for path in files])
 
 
 def read_measured(path: Path) -> Measured | None:

@@ -48,6 +48,8 @@ class Settings:
         attacks: of `monai_anon.evaluation.attacks.ATTACKS`.
         content: of `monai_anon.evaluation.contents.CONTENT`.
         attack_steps: budget of every attacker, and of all else that is trained to measure, in batches.
+        pictures: draw test images of real people, too; those of generated cohorts always are.
+        bundle: whose evaluation it is, for the record.
         plain_vae_epochs: of the VAE without privacy loss, a row of Table 3; as many as its private sibling's.
 
     Raises:
@@ -62,6 +64,8 @@ class Settings:
     content: Sequence[str] = ()
     attack_steps: int = 400
     plain_vae_epochs: int = 40
+    pictures: bool = False
+    bundle: str = ""
 
     def __post_init__(self) -> None:
         if unknown := sorted(set(self.attacks) - set(ATTACKS)):

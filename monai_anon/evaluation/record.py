@@ -14,20 +14,20 @@ from typing import Any
 
 import torch
 
-from monai_anon.evaluation.measuring import Measuring
+from monai_anon.evaluation.measuring import Measuring, cohort_digest
 from monai_anon.evaluation.protocol import Settings
-from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject
 from monai_anon.manifest import Manifest
 from monai_anon.phantoms.writing import SETTINGS_KEY
 
 
 def run_record(
-    manifest: Manifest, subject: Subject, scene: Scene, settings: Settings, measuring: Measuring, seconds: float
+    bundle: str, manifest: Manifest, subject: Subject, settings: Settings, measuring: Measuring, seconds: float
 ) -> dict[str, Any]:
     """Everything a report says of how its figures came about; no path but those typed, no patient, no file of one."""
     import monai
 
+    scene = measuring.scene
     sizes = {
         name: {"images": len(part), "patients": part.num_patients}
         for name in ("training", "validation", "test")
@@ -39,7 +39,9 @@ def run_record(
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "monai": monai.__version__},
+        "bundle": bundle,
         "cohort": {
+            "fingerprint": cohort_digest(scene),
             "name": scene.test.name.removesuffix("/test"),
             "generated": is_generated(manifest),
             "image_size": scene.test.images.shape[-1],

@@ -170,6 +170,15 @@ class Scene:
             subject, metric, lambda w: metrics.weighted_mean(values, w), patients=patients, n=known, note=note
         )
 
+    def share(self, subject: Subject, metric: str, hits: Array, *, note: str = "") -> Row:
+        """The mean of hits in [0, 1], one a test image; none at all, or all, has the exact bound over patients."""
+        found = self.mean(subject, metric, hits, note=note)
+        if found.value is None or found.ci_low is None or found.ci_high is None:
+            return found
+        bounds = metrics.Interval(found.value, found.ci_low, found.ci_high, found.n)
+        exact = metrics.with_exact_bounds(bounds, self.people)
+        return dataclasses.replace(found, ci_low=exact.low, ci_high=exact.high)
+
     def plain(
         self,
         subject: Subject,
@@ -234,7 +243,7 @@ class Scene:
             galleries.linkage_hits(similarity, self.patients, self.patients, everyone, seed=self.seed)[0]
             for similarity in similarities
         ]
-        return [*rows, self.mean(subject, f"{prefix}_rank_1", np.mean(hits, axis=0), note=note)]
+        return [*rows, self.share(subject, f"{prefix}_rank_1", np.mean(hits, axis=0), note=note)]
 
 
 def _rates(roc: metrics.WeightedRoc, weights: Array) -> tuple[float, float, float]:

@@ -8,6 +8,7 @@ import importlib
 import inspect
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,10 @@ from monai_anon.readers import to_model_range, to_uint8
 
 Anonymise = Callable[[Tensor, torch.Generator], Tensor]
 """Images (B, C, S, S) in [-1, 1] and a generator to released images of the same shape and range."""
+
+
+SLACK = 1e-3
+"""By how much rounding may leave [-1, 1]."""
 
 
 class SubjectError(ValueError):
@@ -45,7 +50,10 @@ class Subject:
 
 
 def subject_of(name: str, module: nn.Module, *, device: str | torch.device = "cpu", images_seen: int = 0) -> Subject:
-    """A module as a subject. Its randomness is torch's: it is seeded from the generator, batch by batch."""
+    """A module as a subject. Its randomness is torch's: it is seeded from the generator, batch by batch.
+
+    What it returns is checked batch by batch: an image of NaN would be released as black, and pass for private.
+    """
     networks = module if isinstance(module, LatentSwapAnonymizer) else None
     module = module.to(device).eval()
     place = torch.device(device)
@@ -55,8 +63,13 @@ def subject_of(name: str, module: nn.Module, *, device: str | torch.device = "cp
         seed = int(torch.randint(2**62, (), generator=generator))
         with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
             torch.manual_seed(seed)
-            released: Tensor = module(images.to(place)).float().clamp(-1, 1).cpu()
-            return released
+            released: Tensor = module(images.to(place)).float().cpu()
+        if not torch.isfinite(released).all():
+            raise SubjectError(f"{name} returned values that are NaN or infinite")
+        if len(released) and float(released.abs().max()) > 1 + SLACK:
+            low, high = float(released.min()), float(released.max())
+            raise SubjectError(f"{name} returned values from {low:.3g} to {high:.3g}; images lie in [-1, 1]")
+        return released.clamp(-1, 1)
 
     return Subject(name, anonymise, digest(module), networks, images_seen)
 
@@ -72,8 +85,8 @@ def trained_subject(
     """
     if not file.exists():
         raise FileNotFoundError(
-            f"{file} is missing. Make it with: python -m monai.bundle run training --config_file "
-            "bundles/chest/configs/train.json, then the same with train_identity_vae.json"
+            f"{file} is missing. Make one with: python -m monai.bundle run training --config_file "
+            "BUNDLE/configs/train.json, then the same with train_identity_vae.json (BUNDLE: bundles/chest, say)"
         )
     try:
         network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
@@ -121,7 +134,7 @@ def load_subject(path: str, channels: int, size: int, device: str | torch.device
             f"--anonymizer {path} is a {type(made).__name__}; it must be a class or function that takes images"
         )
     subject = subject_of(
-        name,
+        name if module_name.startswith("monai_anon.") else path,
         made if isinstance(made, nn.Module) else _Function(made),
         device=device,
         images_seen=int(getattr(made, "images_seen", 0)),
@@ -131,7 +144,7 @@ def load_subject(path: str, channels: int, size: int, device: str | torch.device
 
 
 class _Function(nn.Module):
-    """A plain function as a module."""
+    """A plain function, or an object that can be called, as a module."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
         super().__init__()
@@ -151,8 +164,6 @@ def check_contract(subject: Subject, channels: int, size: int) -> None:
     first, again = (subject.anonymise(images.clone(), torch.Generator().manual_seed(0)) for _ in range(2))
     if first.shape != images.shape:
         raise SubjectError(f"{subject.name}: {tuple(images.shape)} gave {tuple(first.shape)}; shapes must be equal")
-    if not torch.isfinite(first).all():
-        raise SubjectError(f"{subject.name} returned values that are NaN or infinite")
     if not torch.equal(first, again):
         raise SubjectError(
             f"{subject.name} gave other pixels under the same seed; draw random numbers from torch's global generator"
@@ -168,10 +179,25 @@ def release(anonymise: Anonymise, images: Tensor, seed: int, batch_size: int = 1
 
 
 def digest(module: nn.Module) -> str:
-    """16 hex digits of a module's class, settings and weights."""
-    found = hashlib.sha256(repr((type(module).__module__, type(module).__qualname__, module)).encode())
-    plain = {k: v for k, v in vars(module).items() if isinstance(v, (int, float, str, bool, tuple))}
-    found.update(repr(sorted(plain.items())).encode())
+    """16 hex digits of a module's class, settings, source and weights."""
+    parts = [module.function if isinstance(module, _Function) else module]
+    found = hashlib.sha256(repr([_named(part) for part in parts]).encode())
+    for part in parts:
+        plain = {
+            k: v for k, v in getattr(part, "__dict__", {}).items() if isinstance(v, (int, float, str, bool, tuple))
+        }
+        found.update(repr(sorted(plain.items())).encode())
+    found.update(repr(module).encode() if not isinstance(module, _Function) else b"")
     for name, tensor in module.state_dict().items():
         found.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return found.hexdigest()[:16]
+
+
+def _named(part: Any) -> tuple[str, str, str]:
+    """Where something callable is defined, and its source where that can be found."""
+    of = part if hasattr(part, "__qualname__") else type(part)
+    try:
+        source = inspect.getsource(of)
+    except (OSError, TypeError):  # built in, or typed at a prompt
+        source = ""
+    return of.__module__ or "", of.__qualname__, source

@@ -256,7 +256,7 @@ def cell(row: Row | None) -> str:
     if row is None:
         return "-"
     if row.value is None:
-        return "no verdict"
+        return "no verdict" if row.note.startswith("no verdict") else "not measured"
     if row.ci_low is None or row.ci_high is None or row.ci_low == row.ci_high == row.value:
         return f"{row.value:.3f}"
     return f"{row.value:.3f} ({row.ci_low:.3f}-{row.ci_high:.3f})"
@@ -308,9 +308,11 @@ def write_tables(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     written[1].write_text(report(rows), encoding="utf-8")
     tables = {"judges": quality_table(rows), "table_2": table_2(rows), "table_3": table_3(rows)}
     for name, table in (tables | {"attacks": attack_table(rows), "content": content_table(rows)}).items():
+        path = folder / f"{name}.csv"
+        path.unlink(missing_ok=True)  # what was measured into this folder before may not stand beside it
         if name in tables or len(table):
-            table.to_csv(folder / f"{name}.csv", index=False)
-            written.append(folder / f"{name}.csv")
+            table.to_csv(path, index=False)
+            written.append(path)
     return written
 
 

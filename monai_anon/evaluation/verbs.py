@@ -17,7 +17,11 @@ ManifestOption = Annotated[
 ]
 JudgesOption = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(metavar="DIR", help="Where judges are kept.  [default: BUNDLE/output/judges]"),
+    typer.Option(
+        metavar="DIR",
+        help="Where judges, decoded images and every measurement are kept for the next time; with real images not "
+        "to be shared.  [default: BUNDLE/output/judges]",
+    ),
 ]
 
 
@@ -88,8 +92,11 @@ def evaluate(
     ] = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
-        typer.Option(help="Of releases, attackers and draws.  [default: 0]"),
+        typer.Option(min=0, help="Of releases, attackers and draws.  [default: 0]"),
     ] = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw test images of real people, too. RUN must then not be shared.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and do none of it.")] = False,
 ) -> None:
     """Measure an anonymizer on a manifest's test part: Tables 2 and 3 of the paper, attacks P1 to P8, content, realism.
@@ -103,7 +110,7 @@ def evaluate(
       monai-anon evaluate --bundle bundles/chest --output runs/shipped
       monai-anon evaluate --anonymizer monai_anon.baselines:Blur --attacks static,adaptive --output runs/blur
     """  # noqa: D301
-    from monai_anon.evaluation.evaluation import bundle_evaluation
+    from monai_anon.evaluation.evaluation import bundle_evaluation, planned
 
     _log_to_stderr()
     overrides: dict[str, object] = {
@@ -113,17 +120,17 @@ def evaluate(
         "output_dir": _text(output),
         "judges_dir": _text(judges_dir),
         "bootstrap": bootstrap,
-        "attacks": _names(attacks),
-        "content": _names(content),
+        "attacks": _names(attacks, "--attacks"),
+        "content": _names(content, "--content"),
         "attack_steps": budget,
         "seed": seed,
+        "pictures": pictures or None,
     }
-    evaluation = bundle_evaluation(bundle, overrides)
     if dry_run:
-        for line in evaluation.planned():
+        for line in planned(bundle, overrides):
             typer.echo(line)
         return
-    rows = evaluation.run()
+    rows = bundle_evaluation(bundle, overrides).run()
     _end_without(next((row.note for row in rows if row.note.startswith("no verdict")), ""))
 
 
@@ -144,8 +151,8 @@ def report(
 ) -> None:
     """One self-contained page of one or several runs: judges, privacy, utility, attacks, pictures, conclusions.
 
-    Several runs stand side by side; the same method with other weights counts as another training seed. Exit code 3:
-    there is no verdict on privacy, and the page says why.
+    Several runs stand side by side; those of one method on the same data with the same settings and images seen count as
+    training seeds, and the worst decides. Exit code 3: there is no verdict on privacy, and the page says why.
 
     \b
     Example:
@@ -174,6 +181,9 @@ def ablation(
     ] = "3000,6000",
     bundle: BundleOption = CHEST,
     manifest: ManifestOption = None,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw test images of real people, too. RUN must then not be shared.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run none.")] = False,
 ) -> None:
     """Train variants of stage 1 at an equal budget, measure them alike, and draw them: Tables 4 and 5 of the paper.
@@ -196,6 +206,7 @@ def ablation(
         seeds=_numbers(seeds, "--seeds"),
         images=_numbers(images, "--images"),
         manifest=manifest,
+        pictures=pictures,
         dry_run=dry_run,
         say=typer.echo,
     )
@@ -222,11 +233,17 @@ def _end_without(verdict: str) -> None:
         raise typer.Exit(NO_VERDICT)
 
 
-def _names(given: list[str] | None) -> list[str] | None:
-    """Names that were repeated or separated by commas; None where none was given."""
+def _names(given: list[str] | None, option: str) -> list[str] | None:
+    """Names that were repeated or separated by commas, none of them for `no`; None where the option was not given.
+
+    Raises:
+        ValueError: the option was given without a name.
+    """
     if not given:
         return None
     names = [name.strip() for words in given for name in words.split(",") if name.strip()]
+    if not names:
+        raise ValueError(f"{option} names nothing; give names, or `no` for none")
     return [] if names == ["no"] else list(dict.fromkeys(names))
 
 

@@ -38,6 +38,7 @@ class Job:
         total: training images there.
         counts: numbers of training images to compare (`data` only).
         batch_size, recogniser_epochs: of the bundle's train.json.
+        joins: entry -> share of the training after which its terms join, of the bundle's train.json.
         given: the arguments that a person typed, to print the command.
     """
 
@@ -50,6 +51,7 @@ class Job:
     counts: tuple[int, ...]
     batch_size: int
     recogniser_epochs: int
+    joins: Mapping[str, float]
     given: tuple[str, ...]
 
     def command(
@@ -103,14 +105,12 @@ def realism_variants(job: Job, seed: int) -> list[Variant]:
         folder = job.output / name / f"seed_{seed}"
         if name == "fine_tuned":
             first, start = job.epochs // 2, folder / "start"
-            # It goes on with latents that say something already, so that no term waits for them again.
-            options: dict[str, object] = {
-                "initial_weights": start / WEIGHTS,
-                "swaps_from": 0.0,
-                "independence_from": 0.0,
-            }
+            # Terms join at the same share of the whole as in the other variants, or with the second half.
+            share = first / job.epochs
+            waiting = {name: min(1.0, round(value / share, 4)) for name, value in job.joins.items()}
+            options: dict[str, object] = {"initial_weights": start / WEIGHTS} | dict.fromkeys(job.joins, 0.0)
             commands = [
-                job.command(start, seed, NO_CRITIC | {"max_epochs": first}, "realism.json"),
+                job.command(start, seed, NO_CRITIC | waiting | {"max_epochs": first}, "realism.json"),
                 job.command(folder, seed, options | {"max_epochs": job.epochs - first}, "realism.json"),
             ]
         else:

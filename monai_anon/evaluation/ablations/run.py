@@ -162,6 +162,7 @@ def run_ablation(
     seeds: Sequence[int] = (0,),
     manifest: Path | None = None,
     images: Sequence[int] = (3000, 6000),
+    pictures: bool = False,
     dry_run: bool = False,
     say: Callable[[str], None] = print,
     run: Runner | None = None,
@@ -173,6 +174,7 @@ def run_ablation(
         epochs: budget of each variant and seed, in epochs of the whole training part.
         seeds: of the trainings; of the patients drawn, too.
         images: numbers of training images to compare (`data` only).
+        pictures: draw test images of real people, too; those of generated cohorts always are.
         dry_run: say the commands and write nothing.
         run: what runs a command and returns its exit code; None for a process.
 
@@ -196,8 +198,9 @@ def run_ablation(
     workshop = Workshop(bundle, load_manifest(path), output, run or _run)
     rows, finished, failed = _each(workshop, variants, say)
     if finished:
-        columns = workshop.columns([variant for variant in finished if variant.seed == finished[0].seed])
-        _write(job, name, rows, columns, failed)
+        drawn = pictures or is_generated(workshop.manifest)
+        chosen = [variant for variant in finished if variant.seed == finished[0].seed] if drawn else []
+        _write(job, name, rows, workshop.columns(chosen) if drawn else [], failed)
         about = {"command": shlex.join(job.given), "revision": revision(), "machine": machine()}
         cohort = {"name": workshop.test.name.removesuffix("/test"), "generated": is_generated(workshop.manifest)}
         (output / "run.json").write_text(json.dumps(about | {"cohort": cohort}, indent=2) + "\n", encoding="utf-8")
@@ -230,8 +233,9 @@ def _write(job: Job, name: str, rows: list[Row], columns: list[Column], failed: 
     number, title, caption = CAPTIONS[name]
     titles, command = [column.title for column in columns], shlex.join(job.given)
     picture = Picture(f"figure_{number}.png", title, titles, f"Reconstructions. {caption}", command)
-    draw_columns(columns, job.output / "pictures" / picture.file)
-    write_pictures_json([picture], job.output / "pictures")
+    if columns:
+        draw_columns(columns, job.output / "pictures" / picture.file)
+        write_pictures_json([picture], job.output / "pictures")
     table_of, file = TABLES[name]
     table = table_of(rows)
     table.to_csv(job.output / file, index=False)
@@ -284,6 +288,7 @@ def _job(
     batch_size, first, size = (
         int(train.get_parsed_content(key)) for key in ("batch_size", "recogniser_epochs", "image_size")
     )
+    joins = {name: float(train.get_parsed_content(name)) for name in ("swaps_from", "independence_from")}
     folder = str(train.get_parsed_content("dataset_dir"))
     known = Path(manifest) if manifest else Path(folder) / f"chest_{size}" / MANIFEST_NAME
     training = load_manifest(known).parts["training"] if manifest or known.is_file() else None
@@ -292,7 +297,7 @@ def _job(
     given = ["monai-anon", "ablation", name, "--bundle", str(bundle), "--output", str(output), "--epochs", str(epochs)]
     given += ["--seeds", ",".join(map(str, seeds))] + (["--manifest", str(manifest)] if manifest else [])
     given += ["--images", ",".join(map(str, images))] if name == "data" else []
-    return Job(bundle, output, epochs, data, training, total, tuple(images), batch_size, first, tuple(given))
+    return Job(bundle, output, epochs, data, training, total, tuple(images), batch_size, first, joins, tuple(given))
 
 
 def _claim(job: Job, name: str) -> None:

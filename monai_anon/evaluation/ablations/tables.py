@@ -49,8 +49,8 @@ CAPTIONS: dict[str, tuple[int, str, str]] = {
         "term and the discriminator of swaps that the recipe has beside them, so that the named terms stand alone. The "
         "identity, medical, swap and independence terms are the recipe's, the same in all variants. All see as many "
         "images; the fine-tuned one sees half of them in a training with SSIM and PSNR, where the paper fine-tunes a "
-        "finished model. The paper's figures are of iris images and other people: to be "
-        "read beside ours, not against them. A high SSIM rewards blur: look at the pictures.",
+        "finished model, and its learning rate falls twice. The paper's figures are of iris images "
+        "and other people: to be read beside ours, not against them. A high SSIM rewards blur: look at the pictures.",
     ),
     "data": (
         9,
@@ -111,8 +111,13 @@ def _whole(row: Row | None) -> str:
 def report(name: str, table: pd.DataFrame, rows: Sequence[Row], picture: Picture, failed: Sequence[str]) -> str:
     """The ablation as one Markdown page: table, picture, what differs from the paper, what is missing, the command."""
     _, title, caption = CAPTIONS[name]
-    parts = [f"# {title}", to_markdown(table), f"![{', '.join(picture.columns)}](pictures/{picture.file})"]
-    parts += [f"From left to right: {', '.join(picture.columns)}.", caption]
+    parts = [f"# {title}", to_markdown(table)]
+    if picture.columns:
+        parts.append(f"![{', '.join(picture.columns)}](pictures/{picture.file})")
+        parts.append(f"From left to right: {', '.join(picture.columns)}.")
+    else:
+        parts.append("No pictures: the test images are of real people; --pictures draws them.")
+    parts.append(caption)
     parts += [f"**{note}**" for note in notes(rows)] + [f"**Not measured: {line}**" for line in failed]
     if picture.command:
         parts.append(f"Made by\n```\n{picture.command}\n```")

@@ -1,8 +1,8 @@
 """P2: the attacker has the anonymizer, releases images of people it knows, and trains on the result.
 
 Two towers, one for released images and one for real ones, are trained on pairs of the training patients and then link
-the test patients, whom they have never seen. A verifier trained on untouched images alone (P1) is the weaker attacker:
-what fools it need not fool one who has adapted.
+the test patients, whom they have never seen; four attackers differ in their pairs and in what they see. A verifier
+trained on untouched images alone (P1) is the weaker attacker: what fools it need not fool one who has adapted.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 ATTRIBUTES = ("sex", "age", "view")
+OF_THE_IMAGE = ("view",)  # no property of the person
 LEAST_IMAGES = 5  # of a value in the test part
 UNKNOWN = -1
 
@@ -58,29 +61,38 @@ def attribute_row(subject: Subject, scene: Scene, attribute: Attribute) -> Row:
     true = attribute.codes["test"]
     stated = true != UNKNOWN
     counts = np.bincount(true[stated], minlength=attribute.classes)
+    if scene.silence and attribute.name not in OF_THE_IMAGE:
+        return scene.silent(subject, metric, scene.silence)
     if (counts >= LEAST_IMAGES).sum() < 2:
         return scene.silent(subject, metric, f"not measured: too few test images state {attribute.name}")
-    known, asked = scene.released(subject, "training"), scene.released(subject, "test")
     checked = scene.released(subject, "validation") if scene.validation else None
-    network = train_reader(known, checked, attribute, scene, f"{subject.name}: {attribute.name}")
-    auc = metrics.finding_auc(probabilities(network, asked.images[torch.from_numpy(stated)], scene), true[stated])
-    return scene.row(subject, metric, lambda w: auc(w[stated]), n=int(stated.sum()), note=attribute.note)
+    network = train_reader(
+        scene.releases(subject, "training"), checked, attribute, scene, f"{subject.name}: {attribute.name}"
+    )
+    shown = [one.images[torch.from_numpy(stated)] for one in scene.releases(subject, "test")]
+    aucs = [metrics.finding_auc(probabilities(network, images, scene), true[stated]) for images in shown]
+
+    def statistic(weights: Array) -> float:
+        return float(np.mean([auc(weights[stated]) for auc in aucs]))
+
+    return scene.row(subject, metric, statistic, n=int(stated.sum()), note=attribute.note)
 
 
 def train_reader(
-    known: Released, checked: Released | None, attribute: Attribute, scene: Scene, title: str
+    known: Sequence[Released], checked: Released | None, attribute: Attribute, scene: Scene, title: str
 ) -> torch.nn.Module:
     """A network that reads the attribute from released images."""
     codes, draw = attribute.codes["training"], np.random.default_rng(scene.seed)
     usable = np.flatnonzero(codes != UNKNOWN)
     targets = torch.from_numpy(codes).to(scene.device)
-    channels, planes = known.images.shape[1], scene.schedule.planes
+    channels, planes = scene.training.images.shape[1], scene.schedule.planes
     network: torch.nn.Module = seeded(lambda: backbone(channels, planes, attribute.classes), scene.seed, scene.device)
     size = min(scene.schedule.batch_size, len(usable))
 
     def loss() -> Tensor:
         index = draw.choice(usable, size, replace=False)
-        return F.cross_entropy(network(take(known.images, index, scene.device)), targets[index])
+        images = known[int(draw.integers(len(known)))].images
+        return F.cross_entropy(network(take(images, index, scene.device)), targets[index])
 
     def score() -> float:
         if checked is None:
@@ -110,11 +122,7 @@ def read_attribute(name: str, parts: dict[str, Cohort]) -> Attribute | None:
     columns = {part: [_stated(entry.get(name)) for entry in cohort.entries] for part, cohort in parts.items()}
     values = [value for value in columns["training"] if value is not None]
     numbers = {part: [_number(value) for value in column] for part, column in columns.items()}
-    if values and all(
-        number is not None
-        for number, value in zip(numbers["training"], columns["training"], strict=True)
-        if value is not None
-    ):
+    if len(set(values)) > 2 and all(_number(value) is not None for value in values):
         middle = float(np.median([number for number in numbers["training"] if number is not None]))
         codes = {
             part: np.array([UNKNOWN if number is None else int(number > middle) for number in column], dtype=np.int64)
@@ -143,7 +151,6 @@ def _stated(value: object) -> str | None:
 
 
 def _number(value: str | None) -> float | None:
-    try:
-        return None if value is None else float(value)
-    except ValueError:
-        return None
+    """A number, an age as DICOM writes it (058Y) or as tables do (90+); None for anything else."""
+    found = None if value is None else re.fullmatch(r"(-?\d+(?:\.\d+)?)[Yy+]?", value)
+    return None if found is None else float(found[1])

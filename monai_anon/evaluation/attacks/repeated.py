@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from monai_anon.evaluation import metrics
+from monai_anon.evaluation import galleries, metrics
 from monai_anon.evaluation.attacks.towers import embedded, train_towers
 from monai_anon.evaluation.scene import Released, Scene
 from monai_anon.evaluation.subjects import Subject, release
@@ -26,8 +26,9 @@ def repeated(subject: Subject, scene: Scene) -> list[Row]:
     patient instead.
 
     Returns:
-        `repeated_N_auc` for 1, 4 and 16 releases, `repeated_patient_N_auc` for 1, 2 and 4 images. An anonymizer whose
-        releases are the same pixels has nothing to average: only n = 1 is attacked, and the others repeat it.
+        `repeated_N_auc` and `repeated_N_rank_1` for 1, 4, 16 releases, `repeated_patient_N_auc` for 1, 2, 4 images.
+        One release is P2 again, with other releases and fewer images: how far the two are apart is the attacker's luck.
+        Where the releases are the same pixels there is nothing to average: n = 1 is attacked, and the others repeat it.
     """
     if scene.silence:
         return [scene.silent(subject, "repeated_1_auc", scene.silence)]
@@ -45,10 +46,11 @@ def repeated(subject: Subject, scene: Scene) -> list[Row]:
             done += 1
         means = {name: Released(part, (sums[name] / count).round().to(torch.uint8)) for name, part in parts.items()}
         rows += attacked(subject, scene, means, count)
-    single = next(row for row in rows if row.metric == "repeated_1_auc")
     if same:
-        note = "every release has the same pixels"
-        rows += [dataclasses.replace(single, metric=f"repeated_{n}_auc", note=note) for n in RELEASES[1:]]
+        note, single = "every release has the same pixels", {row.metric: row for row in rows}
+        for name in ("auc", "rank_1"):
+            one = single[f"repeated_1_{name}"]
+            rows += [dataclasses.replace(one, metric=f"repeated_{n}_{name}", note=note) for n in RELEASES[1:]]
     return rows
 
 
@@ -68,7 +70,12 @@ def attacked(subject: Subject, scene: Scene, means: dict[str, Released], count: 
     patients = scene.patients
     first, second, same = metrics.claim_pairs(patients)
     auc = metrics.pair_auc((asked @ known.T)[first, second], first, second, same, patients)
-    rows = [scene.row(subject, f"repeated_{count}_auc", auc)]
+    everyone = np.arange(len(patients))
+    hits, _ = galleries.linkage_hits(asked @ known.T, patients, patients, everyone, seed=scene.seed)
+    rows = [
+        scene.row(subject, f"repeated_{count}_auc", auc),
+        scene.share(subject, f"repeated_{count}_rank_1", hits),
+    ]
     if count == 1:
         for images in IMAGES_OF_PATIENT:
             scores, first, second, same = patient_pairs(asked, known, patients, images, scene.seed)

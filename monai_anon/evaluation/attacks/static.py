@@ -50,7 +50,7 @@ def linkage(subject: Subject, scene: Scene) -> list[Row]:
     def rank(metric: str, strangers: list[Array], size: int, k: int) -> Row:
         pairs = zip(among, strangers, strict=True)
         found = [galleries.expected_rank_k(mates, others, size, k) for (mates, _), others in pairs]
-        return scene.mean(subject, metric, np.mean(found, axis=0))
+        return scene.share(subject, metric, np.mean(found, axis=0))
 
     rows = [rank(f"linkage_rank_{k}", [others for _, others in among], people, k) for k in (1, 5)]
     precision = [galleries.average_precision_at_r(similarity, scene.patients) for similarity in near]

@@ -24,20 +24,49 @@ from monai_anon.evaluation.judge_training import (
 from monai_anon.evaluation.scene import Released
 
 Array = np.ndarray
-Pairing = Literal["released-real", "released-released", "mixed"]
-PAIRINGS: tuple[Pairing, ...] = ("released-real", "released-released", "mixed")
+Pairing = Literal["released-real", "released-released", "mixed", "lowest-bits"]
+PAIRINGS: tuple[Pairing, ...] = ("released-real", "released-released", "mixed", "lowest-bits")
 BUDGET = JudgeSchedule(verifier_steps=400)
+BITS = 2
 
 
 class Towers(nn.Module):
     """An attacker: released and real images (B, C, H, W) in [-1, 1] to unit vectors (B, 128) of one space.
 
     Both towers start as the same verifier: one that already knows untouched images is the stronger attacker.
+
+    Args:
+        bits: the tower for released images sees their lowest bits beside them (`BitReader`).
+    """
+
+    def __init__(self, start: Verifier, bits: bool = False) -> None:
+        super().__init__()
+        self.released: nn.Module = BitReader(start) if bits else copy.deepcopy(start)
+        self.real = copy.deepcopy(start)
+
+
+class BitReader(nn.Module):
+    """A verifier that sees the `BITS` lowest bits of its 8-bit images as channels; it starts by not heeding them.
+
+    A picture hidden there is noise to every other eye, and this noise makes the eye weaker for all else: hence one
+    attacker of its own.
     """
 
     def __init__(self, start: Verifier) -> None:
         super().__init__()
-        self.released, self.real = copy.deepcopy(start), copy.deepcopy(start)
+        self.verifier = copy.deepcopy(start)
+        stem = self.verifier.backbone.conv1
+        assert isinstance(stem, nn.Conv2d)
+        unheeded = torch.zeros_like(stem.weight).repeat(1, BITS, 1, 1)
+        stem.weight = nn.Parameter(torch.cat([stem.weight.detach(), unheeded], dim=1))
+        stem.in_channels = stem.weight.shape[1]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embeddings (B, 128) of length 1."""
+        levels = images.detach().add(1).mul(127.5).round().to(torch.int32)
+        planes = [((levels >> bit) & 1).to(images.dtype) * 2 - 1 for bit in range(BITS)]
+        found: Tensor = self.verifier(torch.cat([images, *planes], dim=1))
+        return found
 
 
 def train_towers(
@@ -54,9 +83,10 @@ def train_towers(
     """An attacker trained on pairs of *different* images of one patient, all other patients as negatives (InfoNCE).
 
     `released-real` pairs a released image with a real one, `released-released` two released ones, and `mixed` takes
-    turns. `training` holds one release or several of the same images, drawn from at random: who has the anonymizer can
-    release as often as they like. The budget is the schedule's, the same for every method attacked. `start` is a
-    verifier of untouched images; without one both towers start from the same random weights.
+    turns; `lowest-bits` is `released-real` for an eye that also sees the lowest bits. `training` holds one release or
+    several of the same images, drawn from at random: who has the anonymizer can release as often as they like. The
+    budget is the schedule's, the same for every method attacked. `start` is a verifier of untouched images; without
+    one both towers start from the same random weights.
 
     Raises:
         ValueError: fewer than two patients have two images, or an unknown pairing.
@@ -67,7 +97,9 @@ def train_towers(
     pairs = PatientPairs(cohort, schedule.batch_size // 2, seed)
     generator = torch.Generator(device).manual_seed(seed)
     channels = cohort.images.shape[1]
-    towers: Towers = seeded(lambda: Towers(start or Verifier(channels, schedule.planes)), seed, device)
+    towers: Towers = seeded(
+        lambda: Towers(start or Verifier(channels, schedule.planes), pairing == "lowest-bits"), seed, device
+    )
     turn = 0
 
     def released(index: Array) -> Tensor:

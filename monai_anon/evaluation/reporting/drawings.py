@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from monai_anon.evaluation.aggregation import Headline, matching
+from monai_anon.evaluation.aggregation import Headline, is_experiment, leakage, matching
 from monai_anon.evaluation.reporting import plots
 from monai_anon.evaluation.reporting.runs import Curve
 from monai_anon.evaluation.reporting.tables import Table
-from monai_anon.evaluation.tables import EXPERIMENTS, JUDGES, Row
+from monai_anon.evaluation.tables import JUDGES, Row
 
 GALLERY = r"linkage_(\d+)_rank_1"
 CHANCE = r"linkage_(\d+)_chance"
@@ -20,6 +20,17 @@ RELEASES = {
     r"repeated_(\d+)_auc": "releases of one image",
     r"repeated_patient_(\d+)_auc": "released images of one patient",
 }
+OVERVIEWS = {
+    "strongest": (
+        "leakage: |AUC - 0.5| of the strongest attack\n(0: nobody is linked, 0.5: everybody)",
+        "Privacy and utility of the methods that met attackers which retrain on released images.",
+    ),
+    "static": (
+        "leakage: |AUC - 0.5| of the static attack alone\n(attackers that retrain may find more)",
+        "Privacy and utility of all methods by the same static attack: leakage is at least this.",
+    ),
+}
+"""Label of the axis and caption."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +65,7 @@ class Drawings:
     ) -> None:
         self.rows, self.headlines, self.silences, self.lines = rows, headlines, silences, curves
         self.datasets = list(dict.fromkeys(row.dataset for row in rows))
-        methods = [row.method for row in rows if row.method not in (JUDGES, *EXPERIMENTS)]
+        methods = [row.method for row in rows if row.method != JUDGES and not is_experiment(row.method)]
         self.look = plots.looks([*methods, *(curve.method for curve in curves)])
 
     def judged_finding(self, dataset: str) -> float | None:
@@ -63,24 +74,34 @@ class Drawings:
         return next((row.value for row in own), None)
 
     def overview(self) -> list[Figure]:
-        """The privacy-utility plot of every data set with a verdict."""
+        """Two privacy-utility plots of every data set with a verdict: by retrained attackers, and by the static one.
+
+        A method that met the static attack alone stands in the second only: it is not comparable with the others.
+        """
         figures = []
         for dataset in self.datasets:
-            found = [one for one in self.headlines if one.dataset == dataset and one.leakage and one.finding]
-            if not found or dataset in self.silences:
-                continue
-            svg = plots.privacy_utility(f"overview-{dataset}", found, self.look, self.judged_finding(dataset))
-            words = [
-                f"{one.method}: leakage {one.leakage.value:.3f}, finding AUC {one.finding.value:.3f}"
+            found = [one for one in self.headlines if one.dataset == dataset and dataset not in self.silences]
+            strongest = [
+                plots.Point(one.method, one.leakage, one.finding)
                 for one in found
-                if one.leakage and one.finding
+                if one.adaptive and one.leakage and one.finding
             ]
-            caption = (
-                "Privacy and utility of every method; best is top left. Bars are 95 % intervals. A hollow mark was "
-                "attacked by the static attacker only."
-            )
-            figures.append(self._figure(svg, caption, words, dataset))
+            static = [
+                plots.Point(one.method, leakage(one.static), one.finding) for one in found if one.static and one.finding
+            ]
+            for title, points in (("strongest", strongest), ("static", static)):
+                if points:
+                    figures.append(self._overview(title, points, dataset))
         return figures
+
+    def _overview(self, title: str, points: Sequence[plots.Point], dataset: str) -> Figure:
+        label, caption = OVERVIEWS[title]
+        best = self.judged_finding(dataset)
+        svg = plots.privacy_utility(f"overview-{title}-{dataset}", points, self.look, label, best)
+        words = [
+            f"{one.method}: leakage {one.leakage.value:.3f}, finding AUC {one.finding.value:.3f}" for one in points
+        ]
+        return self._figure(svg, f"{caption} Best is top left; bars are 95 % intervals.", words, dataset)
 
     def of_attack(self, key: str) -> list[Figure]:
         """The figures that belong to an attack's tables."""

@@ -11,9 +11,9 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from monai_anon.evaluation.aggregation import REFERENCE, Headline
+from monai_anon.evaluation.aggregation import REFERENCE
 from monai_anon.evaluation.reporting.runs import Curve
 from monai_anon.evaluation.tables import Row
 
@@ -63,6 +63,14 @@ class Series:
     rows: Sequence[Row]
 
 
+class Point(NamedTuple):
+    """A method in a plot of privacy and utility; both rows have values."""
+
+    method: str
+    leakage: Row
+    finding: Row
+
+
 def looks(methods: Sequence[str]) -> dict[str, Look]:
     """One look a method; `none` is black. Colour, marker and dashes repeat at different lengths."""
     others = [method for method in dict.fromkeys(methods) if method != REFERENCE]
@@ -100,23 +108,26 @@ def _embeddable(text: str, name: str) -> str:
     return re.sub(r"(?<=url\(#)", f"{tag}-", text)
 
 
-def privacy_utility(name: str, found: Sequence[Headline], look: Mapping[str, Look], best: float | None = None) -> str:
+def privacy_utility(
+    name: str, points: Sequence[Point], look: Mapping[str, Look], label: str, best: float | None = None
+) -> str:
     """Methods by leakage (x) and finding AUC (y), with intervals both ways and their names beside them.
 
-    Hollow marks are of the static attacker alone; ``best`` is the judge's own finding AUC on untouched images.
+    Args:
+        label: of the axis of leakage.
+        best: the judge's own finding AUC on untouched images.
     """
-    points = [(one, one.leakage, one.finding) for one in found if one.leakage and one.finding]
     with _figure(name) as (axes, svg):
         labels = []
-        for one, leak, finding in points:
-            style = look[one.method]
+        for method, leak, finding in points:
+            style = look[method]
             assert leak.value is not None and finding.value is not None
             axes.errorbar(
                 leak.value, finding.value, xerr=_spread(leak), yerr=_spread(finding),
                 color=style.colour, marker=style.marker, markersize=9 if style.marker == "*" else 7,
-                markerfacecolor=style.colour if one.adaptive else "white", elinewidth=1, capsize=2, linestyle="",
+                elinewidth=1, capsize=2, linestyle="",
             )  # fmt: skip
-            labels.append((leak.value, finding.value, one.method))
+            labels.append((leak.value, finding.value, method))
         if best is not None:
             axes.axhline(best, color=CHANCE, linestyle=":", linewidth=1)
             axes.annotate(
@@ -127,7 +138,7 @@ def privacy_utility(name: str, found: Sequence[Headline], look: Mapping[str, Loo
         low = min([0.5, *(y for _, y, _ in labels)])
         axes.set_ylim(low - 0.04, 1.03)
         _label(axes, labels)
-        axes.set_xlabel("leakage: |AUC - 0.5| of the strongest attack\n(0: nobody is linked, 0.5: everybody)")
+        axes.set_xlabel(label)
         axes.set_ylabel("finding AUC on released images")
         return svg()
 

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai_anon.evaluation.reporting.commands import shareable
 from monai_anon.evaluation.tables import Row, read_rows
 
 NOT_RECORDED = "not recorded"
@@ -53,12 +54,20 @@ class Run:
 
     Args:
         about: the content of `run.json`; empty where there is none.
+        named: what its methods are called where several runs had to be kept apart.
     """
 
     folder: Path
     rows: Sequence[Row]
     about: Mapping[str, Any]
     curves: Sequence[Curve]
+    named: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def subjects(self) -> list[str]:
+        """What it is about, by the names of its rows; nothing where that is not recorded."""
+        name = self.get("subject", "name")
+        return [] if name == NOT_RECORDED else list(self.named.get(str(name), [str(name)]))
 
     def get(self, *keys: str) -> Any:
         """An entry of `run.json` by its path, such as ``("cohort", "name")``; `NOT_RECORDED` where it is not there."""
@@ -76,8 +85,8 @@ class Run:
 
     @property
     def command(self) -> str:
-        """How it was made."""
-        return str(self.get("command"))
+        """How it was made; no path of it names a person."""
+        return shareable(str(self.get("command")))
 
 
 def read_run(folder: str | Path) -> Run:
@@ -125,7 +134,7 @@ def read_pictures(run: Run) -> tuple[list[Picture], list[str]]:
             continue
         columns = [str(column) for column in entry.get("columns") or []]
         source = f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
-        command = str(entry.get("command") or NOT_RECORDED)
+        command = shareable(str(entry.get("command") or NOT_RECORDED))
         pictures.append(Picture(str(entry["title"]), columns, str(entry.get("caption") or ""), command, source))
     return pictures, missing
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from monai_anon.evaluation import tables
-from monai_anon.evaluation.aggregation import REFERENCE, Headline, about_persons
+from monai_anon.evaluation.aggregation import REFERENCE, Headline, about_persons, is_experiment
 from monai_anon.evaluation.reporting.sections import Group
-from monai_anon.evaluation.tables import EXPERIMENTS, JUDGES, PAPER, Row
+from monai_anon.evaluation.tables import JUDGES, PAPER, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -65,7 +65,7 @@ def group_table(rows: Sequence[Row], group: Group) -> Table | None:
     used = dict.fromkeys(figure for figures in found.values() for figure in figures)
     figures = [*(name for name in group.figures if name in used), *(name for name in used if name not in group.figures)]
     several = len({dataset for dataset, _, _ in found}) > 1
-    silent = _notes(found, group)
+    silent = [*([group.note] if group.note else []), *_notes(found, group)]
     if group.case and len(figures) == 1:
         return _by_case(found, group, several, silent)
     lines = []
@@ -78,11 +78,10 @@ def group_table(rows: Sequence[Row], group: Group) -> Table | None:
 
 
 def _found(rows: Sequence[Row], group: Group) -> Found:
-    left_out = (JUDGES,) if group.experiments else (JUDGES, *EXPERIMENTS)
     found: Found = {}
     for row in rows:
         match = re.fullmatch(group.pattern, row.metric)
-        if match and row.method not in left_out:
+        if match and row.method != JUDGES and (group.experiments or not is_experiment(row.method)):
             case = match.groupdict().get("case") or ""
             found.setdefault((row.dataset, row.method, case), {})[match["figure"]] = row
     return dict(sorted(found.items(), key=lambda item: item[0][1] != REFERENCE))
@@ -123,22 +122,53 @@ def _kind(method: str) -> str:
     return "reference" if method == REFERENCE else ""
 
 
-def headline_table(found: Sequence[Headline], silences: Container[str]) -> Table:
-    """Privacy and utility of every method in one line."""
-    several = len({one.dataset for one in found}) > 1
-    columns = ["method", *(["data"] if several else []), "AUC of the strongest attack", "|AUC - 0.5|", "which attack"]
-    columns += ["finding AUC", "images seen", "training seeds"]
-    lines = []
-    for one in sorted(found, key=lambda one: one.method != REFERENCE):
-        row = one.privacy or one.finding
-        assert row is not None
+def headline_tables(found: Sequence[Headline], silences: Container[str], chances: Mapping[str, float]) -> list[Table]:
+    """Privacy and utility of every method in one line; methods that met the static attack alone have a table of theirs.
+
+    Args:
+        chances: rank-1 of a guess, by data set.
+    """
+    ordered = sorted(found, key=lambda one: one.method != REFERENCE)
+    alone = [one for one in ordered if one.privacy and not one.adaptive]
+    retrained = [one for one in ordered if one not in alone]
+    several, seeds = len({one.dataset for one in found}) > 1, any(len(one.seeds) > 1 for one in found)
+    guess = ", ".join(f"{value:.3f}{f' ({name})' if several else ''}" for name, value in chances.items())
+
+    def line(one: Headline, auc: str, leak: str) -> dict[str, Cell]:
         nothing = Cell("no verdict" if one.dataset in silences else "-")
-        persons = [cell(one.privacy), cell(one.leakage)] if one.privacy else [nothing, nothing]
-        cells = [Cell(one.method), *([Cell(one.dataset)] if several else []), *persons]
-        cells += [Cell(one.privacy.note if one.privacy else "-"), cell(one.finding)]
-        cells += [count(row.images_seen), Cell(str(row.seeds), row.seeds)]
-        lines.append(Line(cells, _kind(one.method)))
-    return Table("Privacy and utility of every method, with 95 % intervals", columns, lines)
+        cells = {"method": Cell(one.method)} | ({"data": Cell(one.dataset)} if several else {})
+        cells |= {title: cell(row) if row else nothing for title, row in ((auc, one.privacy), (leak, one.leakage))}
+        cells["which attack"] = Cell(one.privacy.note if one.privacy else "-")
+        worst = {"worst training seed": cell(one.worst) if one.worst else nothing} if seeds else {}
+        rank = {"rank-1": cell(one.rank) if one.rank else nothing} if one in retrained else {}
+        return cells | worst | rank | _usefulness(one)
+
+    strongest = [line(one, "AUC of the strongest attack", "|AUC - 0.5|") for one in retrained]
+    static = [line(one, "AUC of the static attack", "at least |AUC - 0.5|") for one in alone]
+    captions = {
+        "Privacy and utility of every method, with 95 % intervals": strongest,
+        "Static attack only: leakage is at least this, and not to be compared with attackers that retrain": static,
+    }
+    return [
+        Table(
+            caption,
+            list(lines[0]),
+            [Line(list(cells.values()), _kind(cells["method"].text)) for cells in lines],
+            [f"Rank-1 by chance: {guess}."] if guess and lines is strongest else [],
+        )
+        for caption, lines in captions.items()
+        if lines
+    ]
+
+
+def _usefulness(one: Headline) -> dict[str, Cell]:
+    known = [row for row in (one.privacy, one.finding) if row is not None]
+    seeds = max((row.seeds for row in known), default=0)
+    return {
+        "finding AUC": cell(one.finding),
+        "images seen": count(max((row.images_seen for row in known), default=0)),
+        "training seeds": Cell(str(seeds), seeds) if seeds else Cell("-"),
+    }
 
 
 def count(images_seen: int) -> Cell:
@@ -162,6 +192,14 @@ def frame_table(caption: str, frame: pd.DataFrame) -> Table:
     return Table(caption, [str(column) for column in frame.columns], lines)
 
 
+def as_printed(row: Row) -> Row:
+    """A row as the paper's tables look for it: an experiment of one of several runs is told apart by its data."""
+    method, _, which = row.method.partition(" [")
+    if not which or not is_experiment(row.method):
+        return row
+    return dataclasses.replace(row, method=method, dataset=f"{row.dataset} [{which}")
+
+
 def _number(text: str) -> float | None:
     match = re.match(r"-?\d*\.?\d+(?=$| \()", text)
     return float(match[0]) if match else None
@@ -175,12 +213,14 @@ def without_persons(frame: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame
 def all_figures(rows: Sequence[Row]) -> Table:
     """Every row, whatever its metric."""
     several = len({row.dataset for row in rows}) > 1
-    columns = ["metric", "method", *(["data"] if several else []), "value", "low", "high", "n", "images seen", "seeds"]
+    columns = ["metric", "method", *(["data"] if several else []), "value", "low", "high", "n"]
+    columns += ["images seen", "seeds", "seed", "weights", "revision"]
     lines = []
     for row in rows:
         first = [Cell(row.metric), Cell(row.method), *([Cell(row.dataset)] if several else [])]
         value = Cell(cell(row).text if row.value is None else f"{row.value:.4g}", row.value)
         bounds = [Cell("-" if x is None else f"{x:.4g}", x) for x in (row.ci_low, row.ci_high)]
         counts = [Cell(f"{row.n:,}", row.n), count(row.images_seen), Cell(str(row.seeds), row.seeds)]
-        lines.append(Line([*first, value, *bounds, *counts, Cell(row.note)]))
+        source = [Cell(str(row.seed), row.seed), Cell(row.weights or "-"), Cell(row.revision or "unknown")]
+        lines.append(Line([*first, value, *bounds, *counts, *source, Cell(row.note)]))
     return Table("All figures, as joined from the runs", [*columns, "note"], lines, filtered=True)
