@@ -151,7 +151,7 @@ def report(
 ) -> None:
     """One self-contained page of one or several runs: judges, privacy, utility, attacks, pictures, conclusions.
 
-    Several runs stand side by side; those of one method on the same data with the same settings and images seen count as
+    Several runs stand side by side; those of one method on the same data with the same settings and images seen are
     training seeds, and the worst decides. Exit code 3: there is no verdict on privacy, and the page says why.
 
     \b
