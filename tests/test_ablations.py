@@ -150,7 +150,7 @@ def test_each_variant_trains_the_realism_terms_that_it_is_named_for_and_no_other
         place for place, terms in trained.items() if "adversarial" in terms
     }
     assert [place for place, step in steps.items() if not step.recipe.augment] == ["gan/seed_0"]
-    assert {step.recipe.weights[term] for step in steps.values() for term in ours} == {0.0, 1.0}
+    assert {step.recipe.weights[term] for step in steps.values() for term in ours} == {0.0, 0.1, 1.0}
 
 
 def test_all_variants_see_as_many_images_and_the_fine_tuned_one_counts_both_trainings(
