@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy.integrate import trapezoid
 from test_judges import toy_cohort
 from toy_scene import BUDGET, STRANGERS, figures, noise_like, subject, toy_scene, with_latents
 
@@ -15,11 +16,11 @@ from monai_anon.evaluation.attacks import ATTACKS
 from monai_anon.evaluation.attacks.adaptive import adaptive, strongest
 from monai_anon.evaluation.attacks.attributes import attributes, read_attribute
 from monai_anon.evaluation.attacks.headline import headline
-from monai_anon.evaluation.attacks.inversion import inversion
+from monai_anon.evaluation.attacks.inversion import Inverter, inversion
 from monai_anon.evaluation.attacks.membership import member_indices, membership
 from monai_anon.evaluation.attacks.probes import probes
 from monai_anon.evaluation.attacks.repeated import patient_pairs, repeated
-from monai_anon.evaluation.attacks.static import linkage, static
+from monai_anon.evaluation.attacks.static import linkage, own_and_others, static
 from monai_anon.evaluation.attacks.towers import PAIRINGS, Towers, train_towers
 from monai_anon.evaluation.scene import RELEASES, Released
 from monai_anon.evaluation.subjects import release
@@ -335,3 +336,23 @@ def test_an_attacker_needs_pairs_and_a_known_pairing():
         train_towers([Released(lonely, lonely.images)], None, "mixed", schedule=BUDGET)
     with pytest.raises(ValueError, match="must be one of"):
         train_towers([Released(cohort, cohort.images)], None, "real-real", schedule=dataclasses.replace(BUDGET))
+
+
+def test_an_untrained_inverter_changes_nothing():
+    images = torch.rand(2, 1, 32, 32)
+    assert torch.equal(Inverter(1).eval()(images), images)
+
+
+def test_a_query_is_never_its_own_mate():
+    patients = np.array([0, 0, 1, 1, 2])
+    mates, others = own_and_others(np.eye(5), patients, 0)
+    assert mates[:4].tolist() == [0, 0, 0, 0] and np.isnan(mates[4])
+    assert others.shape == (5, 2) and (others == 0).all()
+
+
+def test_the_curve_of_an_attack_holds_its_auc(scene, none):
+    scene.curves = []
+    blurred = subject(Blur(0.05))
+    auc = figures(static(blurred, scene))["static_auc"].value
+    (curve,) = scene.curves
+    assert curve["attack"] == "static" and trapezoid(curve["y"], curve["x"]) == pytest.approx(auc, abs=0.01)
