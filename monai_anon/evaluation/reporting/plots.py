@@ -131,7 +131,7 @@ def privacy_utility(
         if best is not None:
             axes.axhline(best, color=CHANCE, linestyle=":", linewidth=1)
             axes.annotate(
-                "judge on untouched images", (0.5, best), xytext=(0, -3), textcoords="offset points",
+                "judge on untouched images", (0.41, best), xytext=(0, -3), textcoords="offset points",
                 ha="right", va="top", fontsize=8, color=CHANCE,
             )  # fmt: skip
         axes.set_xlim(-0.02, 0.52)
