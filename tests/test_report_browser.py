@@ -157,6 +157,8 @@ def test_print_opens_what_is_folded_and_leaves_out_what_only_a_screen_needs(page
     try:
         assert page.execute_script(shown)
         assert page.execute_script("return getComputedStyle(document.querySelector('nav')).display") == "none"
+        assert not page.execute_script("return document.querySelector('[data-filter]').checkVisibility()")
+        assert "not printed" in page.find_element("css selector", ".printed").text
     finally:
         page.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
@@ -100,6 +101,8 @@ def draw_columns(columns: Sequence[Column], path: str | Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".png.part")
     figure.savefig(draft, format="png", metadata={"Software": None})
+    with Image.open(draft) as drawn:  # a palette of 256 colours: half the size, for pages that hold their pictures
+        drawn.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(draft, format="png", optimize=True)
     draft.replace(path)
     return path
 
