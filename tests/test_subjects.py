@@ -109,6 +109,13 @@ def test_what_is_no_anonymizer_is_refused_with_the_reason(module: str, name: str
         load(f"{module}:{name}")
 
 
+def test_a_module_of_the_current_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "beside_me.py").write_text("def same(image):\n    return image\n")
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    assert load("beside_me:same").name == "beside_me:same"
+
+
 def test_an_image_that_comes_back_broken_is_refused_whenever_it_does(module: str) -> None:
     fragile = load(f"{module}:BrokenOnDark")
     with pytest.raises(SubjectError, match="NaN or infinite"):

@@ -1,7 +1,6 @@
 """An anonymizer of one's own, to be measured: a coarse copy with noise.
 
-cd docs/examples
-monai-anon evaluate --bundle ../../bundles/chest --anonymizer my_anonymizer:CoarseCopy --output runs/coarse
+PYTHONPATH=docs/examples monai-anon evaluate --anonymizer my_anonymizer:CoarseCopy --output runs/coarse
 monai-anon report runs/coarse
 """
 

@@ -6,6 +6,8 @@ import dataclasses
 import hashlib
 import importlib
 import inspect
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,10 +114,12 @@ def load_subject(path: str, channels: int, size: int, device: str | torch.device
         raise SubjectError(
             f"--anonymizer is {path!r}; it must be package.module:Class, such as monai_anon.baselines:Blur"
         )
+    if os.getcwd() not in sys.path:  # a console script does not look where it is started
+        sys.path.append(os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), name)
     except ModuleNotFoundError as error:
-        raise SubjectError(f"--anonymizer {path}: no module {error.name!r}; is its folder on PYTHONPATH?") from error
+        raise SubjectError(f"--anonymizer {path}: no module {error.name!r} here or on PYTHONPATH") from error
     except AttributeError as error:
         raise SubjectError(f"--anonymizer {path}: {module_name} has no {name!r}") from error
     needed = [
