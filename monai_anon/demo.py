@@ -90,5 +90,6 @@ def summary(output: Path, seconds: float) -> str:
         "  evaluation/report.md       Tables 2 and 3, the judges' own quality first; rows.jsonl and CSV beside it",
         "  new_patients/images/       images of people the model has never seen; anonymised/ has them anonymised",
         f"Curves and pictures: tensorboard --logdir {output / 'training'}",
+        f"The tables and pictures as one page: monai-anon report {output / 'evaluation'}",
     ]
     return "\n".join(lines)
