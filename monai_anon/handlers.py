@@ -23,6 +23,7 @@ from monai_anon.engines import StepTrainer
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 from monai_anon.optimisation import distributed
 from monai_anon.readers import to_uint8
+from monai_anon.whole_files import write_text
 
 logger = logging.getLogger("monai_anon")
 
@@ -233,12 +234,7 @@ def read_record(model_file: str | Path) -> dict[str, Any]:
 
 def write_record(record: Mapping[str, Any], model_file: str | Path) -> Path:
     """The record of a weights file beside it, written whole or not at all; returns its path."""
-    path = Path(model_file).with_suffix(".json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".json.part")
-    draft.write_text(json.dumps(dict(record), indent=4) + "\n", encoding="utf-8")
-    draft.replace(path)
-    return path
+    return write_text(Path(model_file).with_suffix(".json"), json.dumps(dict(record), indent=4) + "\n")
 
 
 def carry_record(disentangler: str, identity_vae: str, path: str) -> Path:

@@ -34,6 +34,7 @@ from monai_anon.manifest import load_manifest
 from monai_anon.networks import Disentangler, IdentityVAE
 from monai_anon.optimisation import Optimisation
 from monai_anon.preconditions import unwrapped
+from monai_anon.whole_files import write_text
 
 OURS = "VAE with privacy loss"
 logger = logging.getLogger("monai_anon")
@@ -145,7 +146,7 @@ class Evaluation:
         record = run_record(self.bundle, self.manifest, subject, self.settings, measuring, seconds)
         curves = [] if scene.silence else [c for found in measuring.results.values() for c in found.curves]
         for name, content in (("run.json", record), ("curves.json", curves)):
-            write_json(content, self.output_dir / name)
+            write_text(self.output_dir / name, json.dumps(content, indent=1) + "\n")
         for path in write_tables(rows, self.output_dir):
             logger.info("wrote %s", path)
         self.draw(subject, scene)
@@ -198,7 +199,7 @@ class Evaluation:
         unit = bool(disentangler.encoder.unit_identity)
         plain = self.plain_vae(gallery)
         sources: dict[str, IdentitySource] = {
-            "VAE with privacy loss": SampledIdentities(self.model.identity_vae),
+            OURS: SampledIdentities(self.model.identity_vae),
             "VAE (plain)": SampledIdentities(plain),
         }
         patients = len(gallery.patient.unique())
@@ -221,15 +222,6 @@ def refuse_other(folder: Path, what: str, key: str, value: str) -> None:
     if found != value:
         other = f"the run of {found!r}, not of {value!r}" if key == "name" else f"a run on another {what}"
         raise FileExistsError(f"{folder} holds {other}; give another --output")
-
-
-def write_json(content: object, path: Path) -> Path:
-    """A JSON file, written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".json.part")
-    draft.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    draft.replace(path)
-    return path
 
 
 def planned(bundle: Path, overrides: dict[str, object]) -> list[str]:

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.evaluation import metrics
+from monai_anon.evaluation.latents import decode, encode
 from monai_anon.evaluation.protocol import OUTSIDE, IdentitySource, draw_targets
 from monai_anon.identities import AveragedIdentities, Gallery, SampledIdentities
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 from monai_anon.readers import to_model_range
+from monai_anon.whole_files import write_text
 
 if TYPE_CHECKING:
     from monai_anon.cohort import Cohort
@@ -161,17 +163,13 @@ class Stand:
         )
         self.z, self.z_first, self.z_last = (self.encode(i) for i in (self.original, self.first, self.last))
 
-    @torch.no_grad()
     def encode(self, images: Tensor) -> Latents:
         """Latents of images, on the CPU."""
-        device = next(self.networks.parameters()).device
-        return Latents(*(latent.float().cpu() for latent in self.networks.encode(images.to(device))))
+        return encode(self.networks, images)
 
-    @torch.no_grad()
     def decode(self, latents: Latents) -> Tensor:
         """Images in [-1, 1] of latents, on the CPU."""
-        device = next(self.networks.parameters()).device
-        return self.networks.decode(Latents(*(latent.to(device) for latent in latents))).float().clamp(-1, 1).cpu()
+        return decode(self.networks, latents)
 
     def identity(self, source: IdentitySource) -> Tensor:
         """New identities of the people, who are in no gallery; the same noise for every source."""
@@ -339,8 +337,4 @@ def write_pictures_json(pictures: Sequence[Picture], folder: str | Path) -> Path
     path = Path(folder) / PICTURES
     known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     entries = {entry["file"]: entry for entry in [*known, *map(dataclasses.asdict, pictures)]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".json.part")
-    draft.write_text(json.dumps(list(entries.values()), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
-    return path
+    return write_text(path, json.dumps(list(entries.values()), indent=2, ensure_ascii=False) + "\n")

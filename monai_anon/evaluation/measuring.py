@@ -8,7 +8,6 @@ import functools
 import hashlib
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Iterable, Sequence
@@ -20,6 +19,7 @@ from monai_anon.evaluation.protocol import Settings
 from monai_anon.evaluation.scene import Measure, Scene
 from monai_anon.evaluation.subjects import Subject, digest
 from monai_anon.evaluation.tables import Row
+from monai_anon.whole_files import write_text
 
 logger = logging.getLogger("monai_anon")
 
@@ -119,10 +119,7 @@ def read_measured(path: Path) -> Measured | None:
 
 def write_measured(path: Path, measured: Measured) -> None:
     """One JSON file, written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(dataclasses.asdict(measured)), encoding="utf-8")
-    part.replace(path)
+    write_text(path, json.dumps(dataclasses.asdict(measured)))
 
 
 def _slug(name: str) -> str:

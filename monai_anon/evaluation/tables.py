@@ -16,6 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_anon.whole_files import write_text
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -160,13 +162,8 @@ def stamp(rows: Iterable[Row], **where: Any) -> list[Row]:
 
 def write_rows(rows: Iterable[Row], path: str | Path) -> Path:
     """Writes rows as JSONL, replacing the file as a whole."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(dataclasses.asdict(_without_nan(row)), allow_nan=False) for row in rows]
-    draft = path.with_suffix(path.suffix + ".part")
-    draft.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
-    draft.replace(path)
-    return path
+    return write_text(path, "".join(line + "\n" for line in lines))
 
 
 def read_rows(path: str | Path) -> list[Row]:
@@ -305,7 +302,7 @@ def write_tables(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     """Writes ``rows.jsonl``, ``report.md`` and a CSV of every table; returns what it wrote."""
     folder = Path(folder)
     written = [write_rows(rows, folder / "rows.jsonl"), folder / "report.md"]
-    written[1].write_text(report(rows), encoding="utf-8")
+    write_text(written[1], report(rows))
     tables = {"judges": quality_table(rows), "table_2": table_2(rows), "table_3": table_3(rows)}
     for name, table in (tables | {"attacks": attack_table(rows), "content": content_table(rows)}).items():
         path = folder / f"{name}.csv"

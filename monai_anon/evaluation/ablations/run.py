@@ -33,6 +33,7 @@ from monai_anon.handlers import read_record
 from monai_anon.identities import load_disentangler
 from monai_anon.manifest import MANIFEST_NAME, Manifest, load_manifest
 from monai_anon.readers import to_model_range
+from monai_anon.whole_files import write_text
 
 if TYPE_CHECKING:
     from monai_anon.cohort import Cohort
@@ -108,7 +109,7 @@ class Workshop:
             if code := self.run(command):
                 raise TrainingFailed(f"a training ended with exit code {code}; run the command above to see more")
         rows = self.measured(variant, len(manifest.parts["training"]))
-        write_rows(rows, done.with_suffix(".part")).replace(done)
+        write_rows(rows, done)
         return rows
 
     def measured(self, variant: Variant, training_images: int) -> list[Row]:
@@ -203,7 +204,7 @@ def run_ablation(
         _write(job, name, rows, workshop.columns(chosen) if drawn else [], failed)
         about = {"command": shlex.join(job.given), "revision": revision(), "machine": machine()}
         cohort = {"name": workshop.test.name.removesuffix("/test"), "generated": is_generated(workshop.manifest)}
-        (output / "run.json").write_text(json.dumps(about | {"cohort": cohort}, indent=2) + "\n", encoding="utf-8")
+        write_text(output / "run.json", json.dumps(about | {"cohort": cohort}, indent=2) + "\n")
         say(f"\nwrote {output / 'report.md'}")
     for line in failed:
         say(f"not measured: {line}")
@@ -240,7 +241,7 @@ def _write(job: Job, name: str, rows: list[Row], columns: list[Column], failed: 
     table = table_of(rows)
     table.to_csv(job.output / file, index=False)
     write_rows(rows, job.output / "rows.jsonl")
-    (job.output / "report.md").write_text(report(name, table, rows, picture, failed), encoding="utf-8")
+    write_text(job.output / "report.md", report(name, table, rows, picture, failed))
 
 
 def _run(command: list[str]) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from monai_anon.evaluation import metrics
+from monai_anon.evaluation.latents import encode
 from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject, release
 from monai_anon.evaluation.tables import Row
@@ -98,10 +99,6 @@ def kept_content(images: Tensor, released: Tensor) -> dict[str, Array]:
 @torch.no_grad()
 def vae_error(networks: Any, images: Tensor) -> Array:
     """The identity VAE's squared error (N,) on the images' identity latents, without its noise."""
-    device = next(networks.identity_vae.parameters()).device
-    vae, errors = networks.identity_vae.eval(), []
-    for batch in images.split(256):
-        identity = networks.disentangler.encode(to_model_range(batch).to(device)).identity
-        mean, _ = vae.encode(identity)
-        errors.append(latent_distance(identity, vae.decode(mean)).cpu())
-    return torch.cat(errors).numpy()
+    vae, identity = networks.identity_vae.eval(), encode(networks.disentangler, images).identity
+    identity = identity.to(next(vae.parameters()).device)
+    return latent_distance(identity, vae.decode(vae.encode(identity)[0])).cpu().numpy()

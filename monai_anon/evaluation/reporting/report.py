@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import jinja2
 
 from monai_anon.evaluation.reporting.page import Page
 from monai_anon.evaluation.reporting.runs import ReportError, read_run
+from monai_anon.whole_files import write_text
 
 __all__ = ["Report", "ReportError", "write_report"]
 
@@ -45,15 +45,7 @@ def write_report(runs: Sequence[Path], output: Path, *, pictures: bool | None = 
     page = Page(read)
     shown = all(run.generated for run in read) if pictures is None else pictures
     html = _environment().get_template("report.html.j2").render(page.content(shown))
-    output = Path(output)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    part = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        part.write_text(html, encoding="utf-8")
-        part.replace(output)
-    finally:
-        part.unlink(missing_ok=True)
-    return Report(output, page.silence)
+    return Report(write_text(output, html), page.silence)
 
 
 def _environment() -> jinja2.Environment:
