@@ -16,11 +16,11 @@ from monai_anon.evaluation.judges import Judges
 from monai_anon.evaluation.protocol import (
     OUTSIDE,
     Settings,
-    draw_targets,
     evaluate_anonymization,
     evaluate_disentanglement,
 )
 from monai_anon.evaluation.tables import report, table_2, table_3
+from monai_anon.evaluation.targets import draw_targets
 from monai_anon.networks import Latents
 
 SETTINGS = Settings(hit_threshold=0.01, n_bootstrap=20, batch_size=16)

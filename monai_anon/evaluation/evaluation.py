@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,23 @@ OURS = "VAE with privacy loss"
 logger = logging.getLogger("monai_anon")
 
 
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where results go.
+
+    Args:
+        output_dir: gets `rows.jsonl`, `report.md`, one CSV a table, `run.json`, `curves.json` and pictures.
+        judges_dir: keeps the judges, decoded images (`cache/`) and every measurement (`measured/`) for the next time.
+        pictures: draw test images of real people, too; those of generated cohorts always are.
+        bundle: whose evaluation it is, for the record.
+    """
+
+    output_dir: str
+    judges_dir: str
+    pictures: bool = False
+    bundle: str = ""
+
+
 class Evaluation:
     """Measures an anonymizer on the test part of a manifest: the paper's tables, attacks, content and exact factors.
 
@@ -47,8 +64,7 @@ class Evaluation:
         model: networks with the weights of `model_file` still to be loaded.
         model_file: tensors only, as stage 2 writes it.
         manifest: path of the manifest.
-        output_dir: gets `rows.jsonl`, `report.md`, one CSV a table, `run.json`, `curves.json` and pictures.
-        judges_dir: keeps the judges, decoded images (`cache/`) and every measurement (`measured/`) for the next time.
+        places: where results go.
         settings: what to measure, and how.
         schedule: budget of the judges.
         anonymizer: `package.module:Class` to measure in place of the model; "" for the model.
@@ -59,18 +75,16 @@ class Evaluation:
         model: LatentSwapAnonymizer,
         model_file: str,
         manifest: str,
-        output_dir: str,
-        judges_dir: str,
+        places: Places,
         settings: Settings,
         schedule: JudgeSchedule = SCHEDULE,
         anonymizer: str = "",
         device: str | torch.device = "cpu",
     ):
         self.model, self.model_file, self.manifest = model, Path(model_file), load_manifest(manifest)
-        self.output_dir, self.judges_dir, self.settings = Path(output_dir), Path(judges_dir), settings
+        self.output_dir, self.judges_dir = Path(places.output_dir), Path(places.judges_dir)
+        self.places, self.settings = places, settings
         self.schedule, self.anonymizer, self.device = schedule, anonymizer, torch.device(device)
-        self.bundle = settings.bundle
-        check_content(settings.content)
         encoder = model.disentangler.encoder
         self._plain_vae: IdentityVAE | None = None
         self.size, self.channels = int(encoder.size), int(encoder.channels)
@@ -143,7 +157,7 @@ class Evaluation:
             rows += headline([row for row in rows if row.method == name])
         rows = withheld(rows, silences(rows))
         seconds = time.monotonic() - began
-        record = run_record(self.bundle, self.manifest, subject, self.settings, measuring, seconds)
+        record = run_record(self.places.bundle, self.manifest, subject, self.settings, measuring, seconds)
         curves = [] if scene.silence else [c for found in measuring.results.values() for c in found.curves]
         for name, content in (("run.json", record), ("curves.json", curves)):
             write_text(self.output_dir / name, json.dumps(content, indent=1) + "\n")
@@ -169,7 +183,7 @@ class Evaluation:
     def draw(self, subject: Subject, scene: Scene) -> None:
         """Figures 4 to 7 of the paper and the report's explanation, or what another anonymizer makes of images."""
         folder = self.output_dir / "pictures"
-        if not (self.settings.pictures or is_generated(self.manifest)):
+        if not (self.places.pictures or is_generated(self.manifest)):
             logger.info("no pictures: the test images are of real people; --pictures draws them")
             return
         if subject.networks is None:
@@ -231,24 +245,13 @@ def planned(bundle: Path, overrides: dict[str, object]) -> list[str]:
         ValueError: an attack or a measurement of content that does not exist.
     """
     content = evaluate_config(bundle, overrides)
-    Settings(0.0, attacks=content["attacks"], content=content["content"])
-    check_content(content["content"])
+    settings = Settings(content["hit_threshold"], attacks=content["attacks"], content=content["content"])
     who = content["anonymizer"] or OURS
     own = [] if content["anonymizer"] else [f"{who}: Table 2", f"{who}: Table 3"]
-    names = [*content["attacks"], *content["content"]]
+    names = [*settings.attacks, *settings.content]
     where = content["manifest"] or "the generated cohort, made where absent"
     lines = [f"{one}: {name}" for one in ("none", who) for name in names]
     return [f"would measure on {where}, with {content['attack_steps']} batches for all that learns:", *own, *lines]
-
-
-def check_content(names: Sequence[str]) -> None:
-    """Refuse what is no measurement of content.
-
-    Raises:
-        ValueError: names it.
-    """
-    if unknown := sorted(set(names) - set(CONTENT)):
-        raise ValueError(f"content: unknown {unknown}; known are {list(CONTENT)}")
 
 
 def bundle_evaluation(bundle: Path, overrides: dict[str, object]) -> Evaluation:

@@ -23,7 +23,8 @@ from torch import Tensor
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.evaluation import metrics
 from monai_anon.evaluation.latents import decode, encode
-from monai_anon.evaluation.protocol import OUTSIDE, IdentitySource, draw_targets
+from monai_anon.evaluation.protocol import OUTSIDE, IdentitySource
+from monai_anon.evaluation.targets import draw_targets
 from monai_anon.identities import AveragedIdentities, Gallery, SampledIdentities
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 from monai_anon.readers import to_model_range

@@ -48,7 +48,7 @@ class Measuring:
 
     def __init__(self, folder: Path, scene: Scene, settings: Settings, revision: str = "") -> None:
         self.folder, self.scene, self.revision = folder, scene, revision
-        how = dataclasses.replace(settings, attacks=(), content=(), pictures=False, bundle="")
+        how = dataclasses.replace(settings, attacks=(), content=())
         self._scene_key = _digest([scene_key(scene), dataclasses.asdict(how)])
         self.results: dict[str, Measured] = {}
 

@@ -21,10 +21,12 @@ from torch import Tensor
 
 from monai_anon.evaluation import galleries, metrics
 from monai_anon.evaluation.attacks import ATTACKS
+from monai_anon.evaluation.contents import CONTENT
 from monai_anon.evaluation.findings import Truth, finding_figures
 from monai_anon.evaluation.judges import Judges, quality, verdict
 from monai_anon.evaluation.latents import Disentangling, decode, device_of, encode
 from monai_anon.evaluation.tables import JUDGES, Row
+from monai_anon.evaluation.targets import draw_targets
 from monai_anon.networks import Latents
 from monai_anon.readers import to_model_range
 
@@ -48,12 +50,10 @@ class Settings:
         attacks: of `monai_anon.evaluation.attacks.ATTACKS`.
         content: of `monai_anon.evaluation.contents.CONTENT`.
         attack_steps: budget of every attacker, and of all else that is trained to measure, in batches.
-        pictures: draw test images of real people, too; those of generated cohorts always are.
-        bundle: whose evaluation it is, for the record.
         plain_vae_epochs: of the VAE without privacy loss, a row of Table 3; as many as its private sibling's.
 
     Raises:
-        ValueError: an attack that does not exist.
+        ValueError: an attack or a measurement of content that does not exist.
     """
 
     hit_threshold: float
@@ -64,12 +64,11 @@ class Settings:
     content: Sequence[str] = ()
     attack_steps: int = 400
     plain_vae_epochs: int = 40
-    pictures: bool = False
-    bundle: str = ""
 
     def __post_init__(self) -> None:
-        if unknown := sorted(set(self.attacks) - set(ATTACKS)):
-            raise ValueError(f"attacks: unknown {unknown}; known are {list(ATTACKS)}")
+        for what, names, known in (("attacks", self.attacks, ATTACKS), ("content", self.content, CONTENT)):
+            if unknown := sorted(set(names) - set(known)):
+                raise ValueError(f"{what}: unknown {unknown}; known are {list(known)}")
 
 
 def evaluate_disentanglement(
@@ -143,42 +142,19 @@ def evaluate_anonymization(
     return rows
 
 
-def draw_targets(patients: Array, finding: Array, seed: int) -> tuple[Array, Array]:
-    """Two targets an image, each of another patient with another finding; the second of a third patient if possible.
-
-    Raises:
-        ValueError: an image without any target, by index.
-    """
-    patients, finding = np.asarray(patients), np.asarray(finding)
-    draw = np.random.default_rng(seed)
-    first, last = np.empty(len(patients), dtype=np.int64), np.empty(len(patients), dtype=np.int64)
-    for image in range(len(patients)):
-        possible = np.flatnonzero((patients != patients[image]) & (finding != finding[image]))
-        if not len(possible):
-            raise ValueError(f"image {image} has no target: no other patient has another finding than {finding[image]}")
-        first[image] = draw.choice(possible)
-        third = possible[patients[possible] != patients[first[image]]]
-        last[image] = draw.choice(third if len(third) else possible)
-    return first, last
-
-
-class Bench:
-    """The untouched test images as model and judges see them, and the rows that any generated images give against them.
+class OwnBench:
+    """The untouched test images as a model sees them, and the rows that generated images give by its own networks.
 
     Generated image i was made from test image i; ``target`` (N,) indexes the test images that lent features, or None.
     """
 
-    def __init__(self, model: Disentangling, cohort: Cohort, judges: Judges, settings: Settings) -> None:
-        self.model, self.cohort, self.judges, self.settings = model, cohort, judges, settings
+    def __init__(self, model: Disentangling, cohort: Cohort, settings: Settings) -> None:
+        self.model, self.cohort, self.settings = model, cohort, settings
         self.images = to_model_range(cohort.images)
         self.patients, self.finding = cohort.patient.numpy(), cohort.finding.numpy()
-        self.truth = Truth.of(cohort, judges.sides)
         self.everyone = np.arange(len(self.patients))
         self.latents = self.encode(self.images)
         self.equal_error_distance = self._equal_error_distance()
-        self.vectors, self.readings = judges.embed(cohort.images), judges.read(cohort.images)[0]
-        self.quality = quality(judges, cohort, n_bootstrap=settings.n_bootstrap, seed=settings.seed)
-        self.silence = verdict(self.quality.get("verification_auc"))
 
     # ---- the model, in batches ----
 
@@ -219,13 +195,6 @@ class Bench:
 
     def _row(self, method: str, metric: str, interval: metrics.Interval) -> Row:
         return Row(method, self.cohort.name, metric, *interval, seed=self.settings.seed)
-
-    def judge_rows(self) -> list[Row]:
-        """The judges' own figures on untouched images."""
-        rows = [self._row(JUDGES, metric, interval) for metric, interval in self.quality.items()]
-        if self.silence and rows:
-            rows[0] = dataclasses.replace(rows[0], note=self.silence)
-        return rows
 
     def latent_rows(self) -> list[Row]:
         """Standard deviation of every latent over the images (mean over its dimensions): 0 is a collapse."""
@@ -283,6 +252,24 @@ class Bench:
         return self.mean_row(method, "own_finding_accuracy", predicted == finding) + self.row(
             method, "own_finding_f1", lambda w: metrics.f1(predicted, finding, classes, w)
         )
+
+
+class Bench(OwnBench):
+    """The same with the judges, whose word on generated images counts."""
+
+    def __init__(self, model: Disentangling, cohort: Cohort, judges: Judges, settings: Settings) -> None:
+        super().__init__(model, cohort, settings)
+        self.judges, self.truth = judges, Truth.of(cohort, judges.sides)
+        self.vectors, self.readings = judges.embed(cohort.images), judges.read(cohort.images)[0]
+        self.quality = quality(judges, cohort, n_bootstrap=settings.n_bootstrap, seed=settings.seed)
+        self.silence = verdict(self.quality.get("verification_auc"))
+
+    def judge_rows(self) -> list[Row]:
+        """The judges' own figures on untouched images."""
+        rows = [self._row(JUDGES, metric, interval) for metric, interval in self.quality.items()]
+        if self.silence and rows:
+            rows[0] = dataclasses.replace(rows[0], note=self.silence)
+        return rows
 
     def person_rows(self, method: str, generated: Tensor, target: Array | None) -> list[Row]:
         """The verifier on generated images: towards the original patient, and towards the target's if there is one."""

@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from monai.bundle import ConfigParser
 
@@ -26,7 +25,7 @@ from monai_anon.evaluation import metrics
 from monai_anon.evaluation.ablations.plans import ABLATIONS, WEIGHTS, Job, Variant, write_subset
 from monai_anon.evaluation.ablations.tables import CAPTIONS, report, table_4, table_5
 from monai_anon.evaluation.figures import Column, Picture, choose_people, draw_columns, write_pictures_json
-from monai_anon.evaluation.protocol import Bench, Disentangling, Settings
+from monai_anon.evaluation.protocol import OwnBench, Settings
 from monai_anon.evaluation.record import is_generated, machine, revision
 from monai_anon.evaluation.tables import Row, read_rows, write_rows
 from monai_anon.handlers import read_record
@@ -36,7 +35,7 @@ from monai_anon.readers import to_model_range
 from monai_anon.whole_files import write_text
 
 if TYPE_CHECKING:
-    from monai_anon.cohort import Cohort
+    pass
 
 Runner = Callable[[list[str]], int]
 """Runs a command and returns its exit code."""
@@ -48,16 +47,8 @@ class TrainingFailed(RuntimeError):
     """A variant's command ended with an error; gives its exit code."""
 
 
-class Reconstructions(Bench):
-    """A bench without judges: what a model's own networks say of untouched images, and how it reconstructs them."""
-
-    def __init__(self, model: Disentangling, cohort: Cohort, settings: Settings) -> None:
-        self.model, self.cohort, self.settings = model, cohort, settings
-        self.images = to_model_range(cohort.images)
-        self.patients, self.finding = cohort.patient.numpy(), cohort.finding.numpy()
-        self.everyone = np.arange(len(self.patients))
-        self.latents = self.encode(self.images)
-        self.equal_error_distance = self._equal_error_distance()
+class Reconstructions(OwnBench):
+    """What a model's own networks say of untouched images, and how it reconstructs them."""
 
     def rows(self) -> list[Row]:
         """SSIM, the own classifier's accuracy, and the own encoder's balanced accuracy over pairs, at the paper's

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import binary_dilation
 
 from monai_anon.evaluation.latents import decode, real_latents
-from monai_anon.evaluation.protocol import draw_targets
+from monai_anon.evaluation.targets import draw_targets
 from monai_anon.phantoms.chest import render
 from monai_anon.phantoms.chest_render import COLUMNS
 

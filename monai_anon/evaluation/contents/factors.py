@@ -22,7 +22,7 @@ from monai_anon.evaluation import metrics
 from monai_anon.evaluation.judge_networks import backbone, batched
 from monai_anon.evaluation.judge_training import fit, seeded, take
 from monai_anon.evaluation.latents import decode, real_latents
-from monai_anon.evaluation.protocol import draw_targets
+from monai_anon.evaluation.targets import draw_targets
 from monai_anon.phantoms.writing import FACTORS_NAME
 from monai_anon.readers import to_uint8
 

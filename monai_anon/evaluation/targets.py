@@ -1,0 +1,26 @@
+"""Who lends features to whom: the targets of Table 2, of counterfactuals and of the figures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def draw_targets(patients: Array, finding: Array, seed: int) -> tuple[Array, Array]:
+    """Two targets an image, each of another patient with another finding; the second of a third patient if possible.
+
+    Raises:
+        ValueError: an image without any target, by index.
+    """
+    patients, finding = np.asarray(patients), np.asarray(finding)
+    draw = np.random.default_rng(seed)
+    first, last = np.empty(len(patients), dtype=np.int64), np.empty(len(patients), dtype=np.int64)
+    for image in range(len(patients)):
+        possible = np.flatnonzero((patients != patients[image]) & (finding != finding[image]))
+        if not len(possible):
+            raise ValueError(f"image {image} has no target: no other patient has another finding than {finding[image]}")
+        first[image] = draw.choice(possible)
+        third = possible[patients[possible] != patients[first[image]]]
+        last[image] = draw.choice(third if len(third) else possible)
+    return first, last
