@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from monai_anon import __version__
 from monai_anon.evaluation import verbs
-from monai_anon.evaluation.verbs import BundleOption
+from monai_anon.evaluation.verbs import BundleOption, ModelOption
 
 PARTLY, REFUSED = 1, 2
 
@@ -168,10 +168,7 @@ def anonymize(
     bundle: Annotated[Path, typer.Option(help="Folder of the bundle whose anonymizer is used.")] = Path(
         "bundles/chest"
     ),
-    model: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
-    ] = None,
+    model: ModelOption = None,
     seed: Annotated[
         Optional[int],  # noqa: UP045
         typer.Option(

@@ -219,25 +219,7 @@ class Scene:
         rocs = [metrics.WeightedRoc(score, same) for score in scores]
         of_pairs = metrics.pair_weights(first, second, self.patients)
 
-        # All three are read off one curve; the bootstrap asks for each with the same weights.
-        known: dict[bytes, Array] = {}
-
-        def off_curve(place: int) -> metrics.Statistic:
-            def statistic(weights: Array) -> float:
-                key = weights.tobytes()
-                if key not in known:
-                    pairs = of_pairs(weights)
-                    known[key] = np.mean([_rates(roc, pairs) for roc in rocs], axis=0)
-                return float(known[key][place])
-
-            return statistic
-
-        statistics: dict[str, metrics.Statistic] = {
-            "auc": lambda w: float(np.mean([auc(w) for auc in aucs])),
-            "eer": off_curve(0),
-            "tar_at_far_10": off_curve(1),
-            "tar_at_far_1": off_curve(2),
-        }
+        statistics = {"auc": lambda w: float(np.mean([auc(w) for auc in aucs]))} | _off_curves(rocs, of_pairs)
         rows = [self.row(subject, f"{prefix}_{name}", statistic, note=note) for name, statistic in statistics.items()]
         self.curves.append(_curve(subject.name, prefix, rocs, of_pairs(np.ones(len(self.patients)))))
         everyone = np.arange(len(self.patients))
@@ -246,6 +228,25 @@ class Scene:
             for similarity in similarities
         ]
         return [*rows, self.share(subject, f"{prefix}_rank_1", np.mean(hits, axis=0), note=note)]
+
+
+def _off_curves(
+    rocs: Sequence[metrics.WeightedRoc], of_pairs: Callable[[Array], Array]
+) -> dict[str, metrics.Statistic]:
+    """Means over curves, as statistics of image weights; one pass gives all three, which a bootstrap asks in turn."""
+    known: dict[bytes, Array] = {}
+
+    def statistic_at(place: int) -> metrics.Statistic:
+        def statistic(weights: Array) -> float:
+            key = weights.tobytes()
+            if key not in known:
+                pairs = of_pairs(weights)
+                known[key] = np.mean([_rates(roc, pairs) for roc in rocs], axis=0)
+            return float(known[key][place])
+
+        return statistic
+
+    return {name: statistic_at(place) for place, name in enumerate(("eer", "tar_at_far_10", "tar_at_far_1"))}
 
 
 def _rates(roc: metrics.WeightedRoc, weights: Array) -> tuple[float, float, float]:

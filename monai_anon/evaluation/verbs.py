@@ -15,6 +15,13 @@ ManifestOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
     typer.Option(help="A manifest or its folder.  [default: the generated cohort, made when absent]"),
 ]
+ModelOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
+]
+PicturesOption = Annotated[
+    bool, typer.Option("--pictures", help="Draw test images of real people, too. RUN must then not be shared.")
+]
 JudgesOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(
@@ -50,10 +57,7 @@ def judges(bundle: BundleOption = CHEST, manifest: ManifestOption = None, judges
 def evaluate(
     bundle: BundleOption = CHEST,
     manifest: ManifestOption = None,
-    model: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
-    ] = None,
+    model: ModelOption = None,
     anonymizer: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
@@ -94,9 +98,7 @@ def evaluate(
         Optional[int],  # noqa: UP045
         typer.Option(min=0, help="Of releases, attackers and draws.  [default: 0]"),
     ] = None,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Draw test images of real people, too. RUN must then not be shared.")
-    ] = False,
+    pictures: PicturesOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and do none of it.")] = False,
 ) -> None:
     """Measure an anonymizer on a manifest's test part: Tables 2 and 3 of the paper, attacks P1 to P8, content, realism.
@@ -181,9 +183,7 @@ def ablation(
     ] = "3000,6000",
     bundle: BundleOption = CHEST,
     manifest: ManifestOption = None,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Draw test images of real people, too. RUN must then not be shared.")
-    ] = False,
+    pictures: PicturesOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run none.")] = False,
 ) -> None:
     """Train variants of stage 1 at an equal budget, measure them alike, and draw them: Tables 4 and 5 of the paper.
