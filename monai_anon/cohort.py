@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ import numpy as np
 import torch
 
 from monai_anon.image_store import CohortError, load_part
-from monai_anon.manifest import PARTS, Manifest, load_manifest
+from monai_anon.manifest import MANIFEST_NAME, PARTS, Manifest, load_manifest
+from monai_anon.read_ahead import ReadAhead
 from monai_anon.readers import to_model_range
 
 logger = logging.getLogger(__name__)
+
+_READ_AHEAD = 4  # batches, where the images are on disk
 
 
 class Cohort(torch.utils.data.Dataset):
@@ -35,6 +40,7 @@ class Cohort(torch.utils.data.Dataset):
         classes: names of the findings.
         name: what messages call it.
         memory_mapped: the images lie on disk and should not be moved as a whole.
+        gather: reads some images from the disk faster than through the map, indices (B,) to uint8 (B, C, S, S).
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class Cohort(torch.utils.data.Dataset):
         classes: Sequence[str],
         name: str = "cohort",
         memory_mapped: bool = False,
+        gather: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         if images.dtype != torch.uint8 or images.ndim != 4:
             raise ValueError(
@@ -67,6 +74,7 @@ class Cohort(torch.utils.data.Dataset):
         self.classes = list(classes)
         self.name = name
         self.memory_mapped = memory_mapped
+        self._gather = gather
 
     def __len__(self) -> int:
         return len(self.images)
@@ -88,16 +96,22 @@ class Cohort(torch.utils.data.Dataset):
         """A batch: "image" float (B, C, S, S) in [-1, 1], "patient" and "finding" int64 (B,)."""
         chosen = torch.as_tensor(indices, dtype=torch.int64)
         return {
-            "image": to_model_range(self.images[chosen]),
+            "image": to_model_range(self.pixels(chosen)),
             "patient": self.patient[chosen],
             "finding": self.finding[chosen],
         }
+
+    def pixels(self, indices: torch.Tensor) -> torch.Tensor:
+        """Some of the images in memory, uint8 (B, C, S, S); `indices` int64 (B,), from 0."""
+        if self._gather is None:
+            return self.images.index_select(0, indices)  # whole rows: many times faster than images[indices]
+        return torch.from_numpy(self._gather(indices.numpy()))
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> Cohort:
         """Some of the images, in the order of `indices`, in memory."""
         chosen = torch.as_tensor(np.asarray(indices), dtype=torch.int64)
         entries = [self.entries[int(index)] for index in chosen]
-        columns = self.images[chosen], self.patient[chosen], self.finding[chosen]
+        columns = self.pixels(chosen), self.patient[chosen], self.finding[chosen]
         return Cohort(*columns, entries, self.classes, self.name)
 
     def fingerprint(self) -> str:
@@ -105,7 +119,7 @@ class Cohort(torch.utils.data.Dataset):
         digest = hashlib.sha256(repr((tuple(self.images.shape), self.classes)).encode())
         digest.update(self.patient.numpy().tobytes() + self.finding.numpy().tobytes())
         if not self.memory_mapped:
-            digest.update(self.images.numpy().tobytes())
+            digest.update(np.ascontiguousarray(self.images.numpy()).data)
         return digest.hexdigest()[:16]
 
     @property
@@ -128,11 +142,12 @@ class Cohort(torch.utils.data.Dataset):
         cache_dir: str | Path | None = None,
         memory_limit_mb: float = 2048,
         progress: bool = True,
+        verify: bool = False,
     ) -> Cohort:
         """Read one part of a manifest.
 
         All parts are checked, since an image of this part in another one is a leak; a file is decoded once per process,
-        or once per `cache_dir`.
+        or once per `cache_dir`. A cache that was left unfinished is gone on with, a damaged one is repaired.
 
         Args:
             manifest: a manifest, its path or its folder.
@@ -142,13 +157,14 @@ class Cohort(torch.utils.data.Dataset):
             cache_dir: where decoded images are kept; used again while files, size and channels are the same.
             memory_limit_mb: above this size (MB of 10^6 bytes) the array stays on disk in `cache_dir`.
             progress: show a bar.
+            verify: compare all of an array on disk with its digests, not a sample; one in memory is always compared.
 
         Raises:
-            CohortError: the part is empty, the images need `cache_dir`, or images are unusable: all of them with their
-                reasons.
+            CohortError: the part is empty, the images need `cache_dir`, or some are unusable: all with their reasons.
+            NoSpaceError: `cache_dir` is on a disk that is too small.
         """
         if not isinstance(manifest, Manifest):
-            manifest = load_manifest(manifest)
+            manifest = _loaded(Path(manifest))
         if part not in PARTS:
             raise ValueError(f"part {part!r}; a manifest's parts are {', '.join(PARTS)}")
         if size < 1 or channels not in (1, 3):
@@ -156,7 +172,7 @@ class Cohort(torch.utils.data.Dataset):
         entries = manifest.parts[part]
         if not entries:
             raise CohortError(f"{manifest.path}: part '{part}' has no images")
-        images, mapped = load_part(manifest, part, (channels, size), cache_dir, memory_limit_mb, progress)
+        images, gather = load_part(manifest, part, (channels, size), cache_dir, memory_limit_mb, progress, verify)
         _, codes = np.unique([entry["patient"] for entry in entries], return_inverse=True)
         return cls(
             torch.from_numpy(images),
@@ -165,8 +181,21 @@ class Cohort(torch.utils.data.Dataset):
             entries,
             manifest.classes,
             name=f"{manifest.folder.resolve().name}/{part}",
-            memory_mapped=mapped,
+            memory_mapped=gather is not None,
+            gather=gather,
         )
+
+
+def _loaded(path: Path) -> Manifest:
+    """A manifest, read once for all of its parts; the images' files are looked at again for each part."""
+    file = path / MANIFEST_NAME if path.is_dir() else path
+    status = os.stat(file) if file.is_file() else None
+    return _load(path.absolute(), status and (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, state: tuple[int, ...] | None) -> Manifest:
+    return load_manifest(path)
 
 
 class PairSampler:
@@ -232,10 +261,12 @@ class PairSampler:
 
     def _epoch(self, epoch: int) -> np.ndarray:
         """This rank's anchors in the order of an epoch; the last one asked for is kept."""
-        if self._shuffled[0] != epoch:
+        kept, order = self._shuffled  # taken in one step: a thread may ask for another epoch's
+        if kept != epoch:
             order = np.random.default_rng([self.seed, 0, epoch]).permutation(self.anchors)
-            self._shuffled = (epoch, order[: self._per_rank * self.world_size][self.rank :: self.world_size])
-        return self._shuffled[1]
+            order = order[: self._per_rank * self.world_size][self.rank :: self.world_size]
+            self._shuffled = (epoch, order)
+        return order
 
     def _count_targets(self, num_classes: int) -> None:
         """Images sorted by (finding, patient): what an image may not be paired with is one run in every finding."""
@@ -295,12 +326,13 @@ class PairLoader:
     `start` there.
 
     A resumed run sets `start` to the number of iterations done. Where the device is not the CPU, a cohort in memory is
-    kept on the device as uint8.
+    kept on the device as uint8. A batch depends on its iteration alone, so a thread may read the next ones meanwhile.
 
     Args:
         cohort: where the images are from.
         batch_size, seed, rank, world_size: as in `PairSampler`.
         device: where the batches are made.
+        prefetch: batches read ahead; None: some where the images are on disk, none where they are in memory.
     """
 
     def __init__(
@@ -311,13 +343,15 @@ class PairLoader:
         rank: int = 0,
         world_size: int = 1,
         device: str | torch.device = "cpu",
+        prefetch: int | None = None,
     ) -> None:
         self.cohort = cohort
         self.sampler = PairSampler(cohort, batch_size, seed, rank, world_size)
         self.device = torch.device(device)
         self.start = 0
-        home = torch.device("cpu") if cohort.memory_mapped else self.device
-        self._images = cohort.images.to(home)
+        self._foreseen = ReadAhead(self._read, _READ_AHEAD * cohort.memory_mapped if prefetch is None else prefetch)
+        self._images = cohort.images if cohort.memory_mapped else cohort.images.to(self.device)
+        self._labels = torch.stack([cohort.finding, cohort.patient]).to(self.device)
 
     def __len__(self) -> int:
         return len(self.sampler)
@@ -325,31 +359,42 @@ class PairLoader:
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for iteration in range(self.start, (self.start // len(self) + 1) * len(self)):
             self.start = iteration + 1
-            yield self.batch(iteration)
+            yield self._placed(*self._foreseen(iteration))
 
     def batch(self, iteration: int) -> dict[str, torch.Tensor]:
         """The batch of an iteration; does not change `start`.
 
         Returns:
             "i_ori", "i_tar", "i_same": float (B, C, S, S) in [-1, 1]; "finding_ori", "finding_tar", "finding_same",
-            "patient_ori", "patient_tar": int64 (B,);
-            "has_same": bool (B,), where "i_same" is not "i_ori" itself.
+            "patient_ori", "patient_tar": int64 (B,); "has_same": bool (B,), where "i_same" is not "i_ori" itself.
         """
-        indices = self.sampler.indices(iteration)
-        ori, tar = torch.from_numpy(indices["ori"]), torch.from_numpy(indices["tar"])
-        chosen = torch.cat([ori, tar, torch.from_numpy(indices["same"])]).to(self._images.device)
-        i_ori, i_tar, i_same = to_model_range(self._images[chosen].to(self.device)).chunk(3)
-        labels = {
-            "finding_ori": self.cohort.finding[ori],
-            "finding_tar": self.cohort.finding[tar],
-            "finding_same": self.cohort.finding[torch.from_numpy(indices["same"])],
-            "patient_ori": self.cohort.patient[ori],
-            "patient_tar": self.cohort.patient[tar],
-            "has_same": torch.from_numpy(indices["has_same"]),
-        }
+        return self._placed(*self._read(iteration))
+
+    def _read(self, iteration: int) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What a batch needs of the host: indices of I_ori, I_tar and I_same (3 B,), and the images where they are on
+        disk, uint8 (3 B, C, S, S).
+        """
+        drawn = self.sampler.indices(iteration)
+        chosen = torch.from_numpy(np.concatenate([drawn["ori"], drawn["tar"], drawn["same"]]))
+        return self._pinned(chosen), self._pinned(self.cohort.pixels(chosen)) if self.cohort.memory_mapped else None
+
+    def _pinned(self, values: torch.Tensor) -> torch.Tensor:
+        """In memory that a GPU can read while others compute."""
+        return values.pin_memory() if self.device.type == "cuda" else values
+
+    def _placed(self, chosen: torch.Tensor, pixels: torch.Tensor | None) -> dict[str, torch.Tensor]:
+        """What `_read` gave as a batch on the device."""
+        chosen = chosen.to(self.device, non_blocking=True)
+        if pixels is None:
+            pixels = self._images.index_select(0, chosen)
+        i_ori, i_tar, i_same = to_model_range(pixels.to(self.device, non_blocking=True)).chunk(3)
+        ori, _, same = chosen.chunk(3)
+        finding, patient = self._labels[:, chosen]
         return {
             "i_ori": i_ori,
             "i_tar": i_tar,
             "i_same": i_same,
-            **{key: value.to(self.device) for key, value in labels.items()},
+            **dict(zip(("finding_ori", "finding_tar", "finding_same"), finding.chunk(3), strict=True)),
+            **dict(zip(("patient_ori", "patient_tar"), patient.chunk(3), strict=False)),
+            "has_same": ori != same,
         }

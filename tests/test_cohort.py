@@ -7,6 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
+from monai_anon import cohort as cohort_module
 from monai_anon import image_store
 from monai_anon.cohort import Cohort, PairLoader, PairSampler
 from monai_anon.image_store import CohortError, check_images
@@ -216,6 +217,19 @@ def test_a_part_is_read_in_order_with_codes_for_patients(manifest):
     assert Cohort.from_manifest(manifest, "test", 16, channels=3, progress=False).images.shape == (2, 3, 16, 16)
 
 
+def test_a_manifest_is_read_once_for_its_parts_and_again_where_its_file_has_changed(manifest, monkeypatch):
+    read = []
+    monkeypatch.setattr(cohort_module, "load_manifest", lambda path: read.append(path) or load_manifest(path))
+    for part in PARTS:
+        Cohort.from_manifest(manifest.path, part, 8, progress=False)
+    assert len(read) == 1
+    save_manifest(
+        manifest.path, manifest.parts | {"training": manifest.parts["training"][:3]}, ["a", "b"], overwrite=True
+    )
+    changed = Cohort.from_manifest(manifest.path, "training", 8, progress=False)
+    assert (len(read), len(changed), changed.classes) == (2, 3, ["a", "b"])
+
+
 def test_a_cached_cohort_is_equal_and_not_decoded_again(manifest, tmp_path, monkeypatch):
     plain = Cohort.from_manifest(manifest, "training", 8, progress=False)
     first = Cohort.from_manifest(manifest, "training", 8, cache_dir=tmp_path / "cache", progress=False)
@@ -244,8 +258,36 @@ def test_above_the_memory_limit_the_images_stay_on_disk(manifest, tmp_path):
     mapped = Cohort.from_manifest(manifest, "training", 8, memory_limit_mb=1e-4, **options)
     plain = Cohort.from_manifest(manifest, "training", 8, **options)
     assert (mapped.memory_mapped, plain.memory_mapped) == (True, False)
-    a, b = PairLoader(mapped, 4).batch(0), PairLoader(plain, 4).batch(0)
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    loaders = PairLoader(mapped, 2, seed=5), PairLoader(plain, 2, seed=5)
+    for _ in range(3):
+        for a, b in zip(*loaders, strict=True):
+            assert a.keys() == b.keys()
+            assert all(torch.equal(a[key], b[key]) and a[key].dtype == b[key].dtype for key in a)
+    assert [loader.start for loader in loaders] == [6, 6]
+
+
+def test_images_on_disk_are_those_in_memory_in_any_order(manifest, tmp_path):
+    options = {"cache_dir": tmp_path / "cache", "progress": False}
+    mapped, plain = (
+        Cohort.from_manifest(manifest, "validation", 8, memory_limit_mb=limit, **options) for limit in (1e-5, 1)
+    )
+    for a, b in zip(mapped.batch([1, 0, 1]).values(), plain.batch([1, 0, 1]).values()):
+        assert torch.equal(a, b)
+    assert torch.equal(mapped.subset([1, 1]).images, plain.images[[1, 1]])
+    assert torch.equal(mapped.images, plain.images)
+    assert mapped.subset([]).images.shape == (0, 1, 8, 8)
+    with pytest.raises(IndexError, match="images -1 to 1 of 2"):
+        mapped.subset([-1, 1])
+
+
+def test_writing_into_a_map_does_not_reach_the_file(manifest, tmp_path):
+    cohort = Cohort.from_manifest(
+        manifest, "training", 8, cache_dir=tmp_path / "cache", memory_limit_mb=1e-5, progress=False
+    )
+    (path,) = (tmp_path / "cache").iterdir()
+    before = path.read_bytes()
+    cohort.images[3] = 0
+    assert path.read_bytes() == before
 
 
 def spoil(folder, name, how):
