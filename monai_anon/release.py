@@ -10,9 +10,12 @@ import hashlib
 import os
 import secrets
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from PIL import Image
@@ -35,6 +38,7 @@ _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _JPEG_SIGNATURE = b"\xff\xd8\xff"
 _GRAY_TYPES = (0, 4)  # PNG colour types without colour: gray, gray with alpha
 _RANGE_TOLERANCE = 1e-3
+_MOST_FILES = 8  # at once, however many cores there are: a large one takes some 100 MB while it is decoded
 
 
 class WithheldError(ValueError):
@@ -171,36 +175,40 @@ class FileAnonymizer:
     def run(self, jobs: Sequence[Job], overwrite: bool = False, progress: bool = True) -> list[Refusal]:
         """Anonymise every job's source to its target; returns the files for which nothing was written, and why."""
         refusals: list[Refusal] = []
-        with tqdm(total=len(jobs), desc="anonymising", unit="image", disable=None if progress else True) as bar:
+        with (
+            tqdm(total=len(jobs), desc="anonymising", unit="image", disable=None if progress else True) as bar,
+            ThreadPoolExecutor(min(_MOST_FILES, joblib.cpu_count())) as pool,
+        ):
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
-                refusals += self._run_batch(batch, overwrite)
+                refusals += self._run_batch(batch, overwrite, pool)
                 bar.update(len(batch))
         return refusals
 
-    def _run_batch(self, jobs: Sequence[Job], overwrite: bool) -> list[Refusal]:
+    def _run_batch(self, jobs: Sequence[Job], overwrite: bool, pool: ThreadPoolExecutor) -> list[Refusal]:
+        """Files are read, and copies written, side by side: of large files that is most of the time."""
         refusals, ready = [], []
-        for job in jobs:
-            try:
-                ready.append((job, read_original(job.source, self.size, self.channels)))
-            except ReadError as error:
-                refusals.append(Refusal(job.source, error.reason))
-            except OSError as error:
-                refusals.append(Refusal(job.source, f"cannot be read ({error.strerror})"))
+        for job, original in zip(jobs, pool.map(self._read, jobs), strict=True):
+            if isinstance(original, Refusal):
+                refusals.append(original)
+            else:
+                ready.append((job, original))
         if not ready:
             return refusals
         try:
             generated = self.generate([original for _, original in ready], [job.name for job, _ in ready])
         except WithheldError as error:
             return refusals + [Refusal(job.source, str(error)) for job, _ in ready]
-        for (job, original), image in zip(ready, generated, strict=True):
-            try:
-                write_png(to_picture(image, original), job.target, overwrite)
-            except WithheldError as error:
-                refusals.append(Refusal(job.source, str(error)))
-            except OSError as error:
-                refusals.append(Refusal(job.source, f"its copy cannot be written ({error.strerror})"))
-        return refusals
+        written = pool.map(partial(_write_copy, overwrite=overwrite), *zip(*ready, strict=True), generated)
+        return refusals + [refusal for refusal in written if refusal is not None]
+
+    def _read(self, job: Job) -> Original | Refusal:
+        try:
+            return read_original(job.source, self.size, self.channels)
+        except ReadError as error:
+            return Refusal(job.source, error.reason)
+        except OSError as error:
+            return Refusal(job.source, f"cannot be read ({error.strerror})")
 
     @torch.inference_mode()
     def generate(self, originals: Sequence[Original], names: Sequence[str]) -> Tensor:
@@ -217,3 +225,14 @@ class FileAnonymizer:
             shapes = f"{tuple(generated.shape[1:])}, not {tuple(images.shape[1:])}"
             raise WithheldError(f"the model gave an image of the shape {shapes}")
         return generated
+
+
+def _write_copy(job: Job, original: Original, generated: Tensor, overwrite: bool) -> Refusal | None:
+    """Write an image that passes the checks; else nothing, and why."""
+    try:
+        write_png(to_picture(generated, original), job.target, overwrite)
+    except WithheldError as error:
+        return Refusal(job.source, str(error))
+    except OSError as error:
+        return Refusal(job.source, f"its copy cannot be written ({error.strerror})")
+    return None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,9 @@ from PIL import Image, PngImagePlugin
 from tiny_bundle import SIZE, tiny_anonymizer
 from torch import Tensor, nn
 
+from monai_anon import release
 from monai_anon.jobs import Job, Refusal
-from monai_anon.release import FileAnonymizer, identity_noise, write_png
+from monai_anon.release import FileAnonymizer, identity_noise, read_original, write_png
 
 
 def save(path: Path, height: int = SIZE, width: int = SIZE, top: int = 255, mode: str = "L", **options) -> Job:
@@ -238,6 +241,50 @@ def test_images_of_a_wrong_shape_are_withheld(tmp_path: Path, answer) -> None:
     assert [refusal.path for refusal in refusals] == [job.source for job in jobs]
     assert all("shape" in refusal.reason for refusal in refusals)
     assert not any(job.target.exists() for job in jobs)
+
+
+def test_files_are_read_and_written_side_by_side_and_refused_in_their_order(tmp_path: Path, monkeypatch) -> None:
+    jobs = [save(tmp_path / f"{'x' * index}.png") for index in range(1, 7)]
+    jobs[1].source.write_bytes(b"")
+    jobs[4].target.write_bytes(b"here already")
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    together, delays = threading.Barrier(2, timeout=20), iter([0.3, 0.2, 0.1] + [0.0] * 9)
+    met = {path for job in (jobs[0], jobs[2]) for path in (job.source, job.target)}
+
+    def beside_another(function):
+        def run(*arguments, **options):
+            if any(isinstance(argument, Path) and argument in met for argument in arguments):
+                together.wait()  # breaks where one waits for the other to end
+            time.sleep(next(delays))
+            return function(*arguments, **options)
+
+        return run
+
+    monkeypatch.setattr(release, "read_original", beside_another(read_original))
+    monkeypatch.setattr(release, "write_png", beside_another(write_png))
+    reported = [refusal.path for refusal in run([*jobs, jobs[1]], batch_size=7)]
+    assert reported == [jobs[1].source, jobs[1].source, jobs[4].source]
+    assert [job.target.exists() for job in jobs] == [True, False, True, True, True, True]
+
+
+def test_many_cores_do_not_decode_a_whole_batch_at_once(tmp_path: Path, monkeypatch) -> None:
+    jobs = [save(tmp_path / f"{'x' * index}.png") for index in range(1, 21)]
+    monkeypatch.setattr("joblib.cpu_count", lambda: 64)
+    lock, running, most = threading.Lock(), [], []
+
+    def counted(*arguments):
+        with lock:
+            running.append(1)
+            most.append(len(running))
+        time.sleep(0.02)
+        try:
+            return read_original(*arguments)
+        finally:
+            running.pop()
+
+    monkeypatch.setattr(release, "read_original", counted)
+    assert run(jobs, batch_size=20) == []
+    assert 1 < max(most) <= 8 and len(most) == 20
 
 
 def test_a_file_is_written_whole_or_not_at_all_and_replaced_only_if_asked(tmp_path: Path, monkeypatch) -> None:
