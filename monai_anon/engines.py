@@ -2,7 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +11,10 @@ from ignite.engine import Events
 from ignite.handlers import Checkpoint
 from monai.engines import Evaluator, Trainer
 from monai.engines.utils import IterationEvents
-from torch import Tensor
+from torch import Tensor, nn
+
+from monai_anon import ranks
+from monai_anon.optimisation import Updater
 
 logger = logging.getLogger("monai_anon")
 
@@ -36,7 +39,7 @@ class StepTrainer(Trainer):
         device: where batches are moved.
         max_epochs: length of the training; the step's schedules are shares of it.
         train_data_loader: yields dicts of tensors; with a `start` attribute it is told from which iteration to go on.
-        step: the algorithm.
+        step: the algorithm. Batch normalisation in its networks sees the batches of all ranks where that can be done.
         seed: with the data loader's seed, all the randomness there is.
         resume: keeps and restores checkpoints; None trains without.
         train_handlers: Ignite or MONAI handlers.
@@ -53,6 +56,8 @@ class StepTrainer(Trainer):
         train_handlers: Sequence | None = None,
     ):
         self.step, self.seed, self.resume = step, seed, resume
+        self.networks = list(networks(step))
+        ranks.synchronise_statistics(self.networks)
         epoch_length = len(train_data_loader) if isinstance(train_data_loader, Sized) else None
         if max_epochs < 1:
             raise ValueError(f"max_epochs is {max_epochs}; it must be at least 1")
@@ -75,6 +80,7 @@ class StepTrainer(Trainer):
         """Train, or go on from the checkpoint; a training that is complete is left as it is."""
         if self.resume is not None:
             self.resume.restore(self)
+            self.resume.refuse_different_places(self)
         if self.state.iteration >= self.total_iterations:
             logger.info(
                 "already trained: %d epochs are done. Raise max_epochs to go on, or choose another output_dir.",
@@ -92,13 +98,26 @@ class StepTrainer(Trainer):
         }
         progress = (self.state.iteration - 1) / self.total_iterations
         engine.state.output = self.step(batch, progress)
+        ranks.average_statistics(self.networks)
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
+
+
+def networks(step: Step) -> Iterator[nn.Module]:
+    """The networks of a step, and the averages of networks."""
+    for part in step.parts().values():
+        if isinstance(part, Updater):
+            part = part.average
+        if isinstance(part, nn.Module):
+            yield part
 
 
 class Resume:
     """Keeps `checkpoint.pt` in a folder, written whole or not at all, and restores it when the same command is run
     again.
+
+    Rank 0 writes it and all ranks read it. Their number may be another one as long as they have as many images a batch
+    together, which is what the setting `batch_size` counts: an epoch's batches then hold the same images.
 
     Args:
         folder: where the checkpoint is kept; made when absent.
@@ -154,8 +173,9 @@ class Resume:
         for name in sorted(set(kept) | set(self.settings)):
             if kept.get(name) != self.settings.get(name):
                 raise ValueError(
-                    f"{self.path} was made with {name} = {kept.get(name)!r}, this run has {self.settings.get(name)!r}: "
-                    "give the same setting, another output_dir, or remove the checkpoint to start anew"
+                    f"{self.path} was made with {name} = {kept.get(name)!r}, this run has {self.settings.get(name)!r}"
+                    f"{counted_over_ranks(name, kept.get(name))}: give the same setting, another output_dir, or remove "
+                    "the checkpoint to start anew"
                 )
         try:
             Checkpoint.load_objects(self.objects(trainer), state)
@@ -165,6 +185,25 @@ class Resume:
             "resuming %s at iteration %d (epoch %d)", self.path, trainer.state.iteration, trainer.state.epoch + 1
         )
         return True
+
+    def refuse_different_places(self, trainer: StepTrainer) -> None:
+        """Ranks that start at different iterations would train different networks."""
+        if not ranks.agreed(trainer.state.iteration, trainer.state.device):
+            raise ValueError(
+                f"{self.path} is not the same file for all ranks (here the training stands at iteration "
+                f"{trainer.state.iteration}): output_dir must be on storage that all machines share"
+            )
+
+
+def counted_over_ranks(name: str, kept: Any) -> str:
+    """What to give so that ranks have as many images a batch together as a checkpoint's; empty where that is no
+    matter.
+    """
+    size = ranks.world_size()
+    if name != "batch_size" or size == 1 or not isinstance(kept, int):
+        return ""
+    advice = f", --batch_size {kept // size} gives {kept}" if kept % size == 0 else f", which do not divide {kept}"
+    return f" over its {size} ranks{advice}"
 
 
 class Progress:

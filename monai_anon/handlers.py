@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Events
 from PIL import Image
 from torch import Tensor
@@ -19,9 +18,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from monai_anon import losses
 from monai_anon.cohort import PairLoader
+from monai_anon.compute import Compute, described
 from monai_anon.engines import StepTrainer
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
-from monai_anon.optimisation import distributed
+from monai_anon.ranks import world_size
 from monai_anon.readers import to_uint8
 from monai_anon.whole_files import write_text
 
@@ -30,6 +30,19 @@ logger = logging.getLogger("monai_anon")
 
 class TrainingCollapse(RuntimeError):
     """The latents, or the losses, have become useless; going on would waste hours."""
+
+
+class ComputeNote:
+    """Says in the log, when a training starts, what it computes on and how, with the settings that change it."""
+
+    def __init__(self, compute: Compute, device: torch.device | str):
+        self.compute, self.device = compute, torch.device(device)
+
+    def attach(self, trainer: StepTrainer) -> None:
+        trainer.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, trainer: StepTrainer) -> None:
+        logger.info(described(self.compute, self.device))
 
 
 class CollapseGuard:
@@ -185,9 +198,8 @@ class BestModel:
     def record(self, trainer: StepTrainer) -> dict[str, Any]:
         """What the training has cost so far; every batch of a training has the same size."""
         iterations, images = int(trainer.state.iteration), len(next(iter(trainer.state.batch.values())))
-        ranks = dist.get_world_size() if distributed() else 1
         return {
-            "images_seen": int(self.before.get("images_seen", 0)) + iterations * images * ranks,
+            "images_seen": int(self.before.get("images_seen", 0)) + iterations * images * world_size(),
             "iterations": int(self.before.get("iterations", 0)) + iterations,
             "epoch_kept": self.epoch_kept,
             "seconds": round(self.seconds_before + time.monotonic() - self.started, 3),

@@ -103,13 +103,29 @@ class IdentityPairs:
     gallery.
 
     Batch `i` is a pure function of the seed and `i`, so that a resumed training goes on exactly; `start` is the next
-    iteration.
+    iteration. The batches of all ranks together are the batch of one process with `world_size` times the size.
+
+    Args:
+        gallery: of the training part.
+        batch_size: latents of one rank's batch.
+        batches: of an epoch; None: as many as hold as many latents as the gallery, over all ranks.
+        seed, rank, world_size: ranks draw disjoint shares of the same batch.
     """
 
-    def __init__(self, gallery: Gallery, batch_size: int = 256, batches: int = 50, seed: int = 0):
+    def __init__(
+        self,
+        gallery: Gallery,
+        batch_size: int = 256,
+        batches: int | None = 50,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
         if len(gallery.patient.unique()) < 2:
             raise ValueError("the identity VAE needs at least two patients")
-        self.gallery, self.batch_size, self.batches, self.seed, self.start = gallery, batch_size, batches, seed, 0
+        self.gallery, self.seed, self.rank, self.world_size, self.start = gallery, seed, rank, world_size, 0
+        self.drawn = batch_size * world_size
+        self.batches = max(1, len(gallery.identity) // self.drawn) if batches is None else batches
 
     def __len__(self) -> int:
         return self.batches
@@ -118,12 +134,13 @@ class IdentityPairs:
         while True:
             generator = torch.Generator().manual_seed(self.seed * 10_000_019 + self.start)
             self.start += 1
-            rows = torch.randint(len(self.gallery.identity), (self.batch_size,), generator=generator)
-            other = torch.randint(len(self.gallery.identity), (self.batch_size,), generator=generator)
+            rows = torch.randint(len(self.gallery.identity), (self.drawn,), generator=generator)
+            other = torch.randint(len(self.gallery.identity), (self.drawn,), generator=generator)
             # Another patient: step on through a fixed order until the code differs.
             while bool((clash := self.gallery.patient[rows] == self.gallery.patient[other]).any()):
                 other = torch.where(clash, (other + 1) % len(self.gallery.identity), other)
-            yield {"identity": self.gallery.identity[rows], "other": self.gallery.identity[other]}
+            own = slice(self.rank, None, self.world_size)
+            yield {"identity": self.gallery.identity[rows[own]], "other": self.gallery.identity[other[own]]}
 
 
 class FrozenEncoderError(ValueError):

@@ -1,4 +1,7 @@
-"""What makes the identity latent hold the identity: Siamese, contrastive or multi-class is one injected object."""
+"""What makes the identity latent hold the identity: Siamese, contrastive or multi-class is one injected object.
+
+Each is a term of the batches of all ranks.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,6 +11,7 @@ from torch import Tensor
 
 from monai_anon import losses
 from monai_anon.networks import LatentClassifier, Latents
+from monai_anon.ranks import average_over_ranks, gathered
 
 Batch = Mapping[str, Tensor]
 
@@ -29,7 +33,9 @@ class SiameseIdentity:
 
     def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
         assert z_tar is not None
-        return losses.siamese_loss(z_ori.identity, z_same.identity, z_tar.identity, batch["has_same"], self.margin)
+        has_same = batch["has_same"]
+        pairs = average_over_ranks(has_same.sum())
+        return losses.siamese_loss(z_ori.identity, z_same.identity, z_tar.identity, has_same, self.margin, pairs)
 
 
 @dataclass(frozen=True)
@@ -40,9 +46,10 @@ class ContrastiveIdentity:
     needs_target: ClassVar[bool] = False
 
     def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
-        return losses.contrastive_loss(
-            z_ori.identity, z_same.identity, batch["patient_ori"], batch["has_same"], self.temperature
+        ori, same, patient, has_same = gathered(
+            z_ori.identity, z_same.identity, batch["patient_ori"], batch["has_same"]
         )
+        return losses.contrastive_loss(ori, same, patient, has_same, self.temperature)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,6 @@
-"""What keeps the three latents apart: running estimates of the correlations that should not be there."""
+"""What keeps the three latents apart: running estimates of the correlations that should not be there, over the batches
+of all ranks.
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from typing import ClassVar
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 from monai_anon import losses
 from monai_anon.identity_objectives import Batch
 from monai_anon.networks import Latents
-from monai_anon.optimisation import average_over_ranks
+from monai_anon.ranks import gathered
 
 CORRELATIONS = ("patient_correlation", "finding_correlation")
 
@@ -34,7 +36,7 @@ class RunningCorrelation(nn.Module):
         """Correlations of a batch to a scalar, near 0 (none) to their number (all 1); 0 in the first batch."""
         before = self.before.to(correlation.device, copy=True)
         with torch.no_grad():
-            self.before = before.lerp(average_over_ranks(correlation.detach()), 1 - self.memory)
+            self.before = before.lerp(correlation.detach(), 1 - self.memory)
         return losses.correlation_loss(correlation, before)
 
 
@@ -60,7 +62,7 @@ class Whitening(nn.Module):
         """Latents `(B, D)` in whitened units; gradients pass through the latents, not through the covariance."""
         with torch.no_grad():
             centred = z - z.mean(0)
-            found = average_over_ranks(centred.T @ centred / len(z))
+            found = centred.T @ centred / len(z)
             self.covariance = self.covariance.to(z.device).lerp(found, 1 - self.memory)
             self.share = self.share * self.memory + (1 - self.memory)
             covariance = self.covariance / self.share.to(z.device)
@@ -85,10 +87,11 @@ class PatientCorrelation(nn.Module):
 
     def measure(self, z_ori: Latents, z_same: Latents, batch: Batch) -> Tensor:
         """Latents of two images of each patient to the unweighted term."""
-        told = torch.cat([torch.cat([z.medical, z.residual], dim=1) for z in (z_ori, z_same)]).float()
-        label = torch.cat([batch["finding_ori"], batch["finding_same"]])
-        ori, same = self.whitening(losses.class_centred(told, label)).chunk(2)
-        return self.correlation(losses.patient_correlation(ori, same, batch["has_same"]))
+        told = [torch.cat([z.medical, z.residual], dim=1).float() for z in (z_ori, z_same)]
+        ori, same, *labels, has_same = gathered(*told, batch["finding_ori"], batch["finding_same"], batch["has_same"])
+        centred = losses.class_centred(torch.cat([ori, same]), torch.cat(labels))
+        ori, same = self.whitening(centred).chunk(2)
+        return self.correlation(losses.patient_correlation(ori, same, has_same))
 
 
 class FindingCorrelation(nn.Module):
@@ -112,8 +115,8 @@ class FindingCorrelation(nn.Module):
         """Class activation maps `(B, K, h, w)` and residual latents `(B, R)` of the same images to the unweighted
         term.
         """
-        maps = F.adaptive_avg_pool2d(evidence, self.GRID)
-        return self.correlation(losses.finding_correlation(maps, self.whitening(residual.float())))
+        maps, told = gathered(F.adaptive_avg_pool2d(evidence, self.GRID), residual.float())
+        return self.correlation(losses.finding_correlation(maps, self.whitening(told)))
 
 
 class Independence:

@@ -62,9 +62,9 @@ def classification_loss(logits: Tensor, label: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 @torch.inference_mode(False)  # kept for later calls, which may need gradients
-def gaussian_band(size: int, window: int, sigma: float) -> Tensor:
+def gaussian_band(size: int, window: int, sigma: float, device: torch.device | None = None) -> Tensor:
     """`(size - window + 1, size)` matrix whose product with an image's columns is the Gaussian-windowed mean ("valid"
-    positions).
+    positions); kept on its device, since a copy from the host would wait for a GPU.
     """
     if size < window:
         raise ValueError(f"SSIM needs images of at least {window} pixels a side, got {size}")
@@ -74,7 +74,7 @@ def gaussian_band(size: int, window: int, sigma: float) -> Tensor:
     band = torch.zeros(size - window + 1, size)
     for row in range(len(band)):
         band[row, row : row + window] = kernel
-    return band
+    return band.to(device)
 
 
 def ssim(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
@@ -86,8 +86,7 @@ def ssim(a: Tensor, b: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
     on a CPU.
     """
     a, b = a.float(), b.float()
-    rows = gaussian_band(a.shape[-2], window, sigma).to(a.device)
-    columns = gaussian_band(a.shape[-1], window, sigma).to(a.device)
+    rows, columns = (gaussian_band(side, window, sigma, a.device) for side in a.shape[-2:])
     # A variance is a small difference of two means: bfloat16 would lose it.
     with torch.autocast(a.device.type, enabled=False):
         mean_a, mean_b, aa, bb, ab = (rows @ torch.stack([a, b, a * a, b * b, a * b]) @ columns.T).unbind(0)
@@ -194,14 +193,21 @@ def negative_entropy_loss(logits: Tensor) -> Tensor:
 
 
 def siamese_loss(
-    identity_ori: Tensor, identity_same: Tensor, identity_tar: Tensor, has_same: Tensor, margin: float = 0.1
+    identity_ori: Tensor,
+    identity_same: Tensor,
+    identity_tar: Tensor,
+    has_same: Tensor,
+    margin: float = 0.1,
+    pairs: Tensor | None = None,
 ) -> Tensor:
     """Eq. 6 (paper), identity part: pull two images of one patient together, push another patient's to `margin`.
 
-    `has_same` `(B,)` marks the images whose patient has a second image; the others have no attraction.
+    `has_same` `(B,)` marks the images whose patient has a second image; the others have no attraction. `pairs` is their
+    number, or its mean where these B images are one of several parts of a batch.
     """
     attraction = latent_distance(identity_ori, identity_same) * has_same
-    return attraction.sum() / has_same.sum().clamp_min(1) + repulsion_loss(identity_ori, identity_tar, margin)
+    pairs = has_same.sum() if pairs is None else pairs
+    return attraction.sum() / pairs.clamp_min(1e-6) + repulsion_loss(identity_ori, identity_tar, margin)
 
 
 # ---- Eq. 7 ----
@@ -253,8 +259,8 @@ def rate_loss(latent: Tensor, noise: float) -> Tensor:
 
 def class_centred(z: Tensor, finding: Tensor) -> Tensor:
     """`(B, D)` less the mean of each finding's images."""
-    members = F.one_hot(finding).to(z.dtype)
-    return z - members @ (members.T @ z / members.sum(0)[:, None].clamp_min(1))
+    alike = (finding[:, None] == finding).to(z.dtype)  # one_hot would wait for a GPU to tell the number of classes
+    return z - alike @ z / alike.sum(1, keepdim=True)
 
 
 def whitened(z: Tensor, covariance: Tensor, noise: Tensor) -> Tensor:
@@ -300,10 +306,12 @@ def correlation_loss(correlation: Tensor, before: Tensor) -> Tensor:
     return (correlation * before).sum()
 
 
-def evidence_matching_loss(evidence_gen: Tensor, evidence_real: Tensor) -> Tensor:
-    """Mean squared difference of a recogniser's class activation maps `(B, K, h, w)`, relative to the real maps'.
+def evidence_matching_loss(evidence_gen: Tensor, evidence_real: Tensor, energy: Tensor | None = None) -> Tensor:
+    """Mean squared difference of a recogniser's class activation maps `(B, K, h, w)`, relative to the real maps'
+    `energy`: their mean square, which may be that of a larger batch.
 
     The finding is what a medical network sees and where it sees it, not one bit of label. The maps, not the features
     under them (feature matching, Salimans et al. 2016): those hold anatomy too, and tied the person to the image.
     """
-    return (evidence_gen - evidence_real).square().mean() / evidence_real.square().mean().clamp_min(1e-6)
+    energy = evidence_real.square().mean() if energy is None else energy
+    return (evidence_gen - evidence_real).square().mean() / energy.clamp_min(1e-6)

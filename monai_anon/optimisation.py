@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from monai_anon.ranks import average_gradients
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Optimisation:
     itself.
 
     `warmup=0, final=1` keeps it constant (the paper). `clip` is the largest gradient norm (0: none), `ema` the
-    averaging factor a step (0: no average), `bf16` runs the networks in bfloat16 under autocast.
+    averaging factor a step (0: no average).
     """
 
     lr: float = 2e-3
@@ -28,21 +29,12 @@ class Optimisation:
     ema: float = 0.995
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
-    bf16: bool = False
 
     def factor(self, progress: float) -> float:
         """Learning rate over `lr` at `progress` in [0, 1]."""
         if progress < self.warmup:
             return (progress + 1e-3) / (self.warmup + 1e-3)
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def bf16_pays(device: torch.device | str) -> bool:
-    """Whether bfloat16 networks are faster than float32 on `device`: GPUs since Ampere, CPUs with AVX512-BF16."""
-    device = torch.device(device)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
-    return device.type == "cpu" and bool(getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)())
 
 
 class Updater:
@@ -56,7 +48,7 @@ class Updater:
             lr=optimisation.lr,
             betas=optimisation.betas,
             weight_decay=optimisation.weight_decay,
-            foreach=True,
+            fused=True,
         )
         self.average: AveragedModel | None = None
         if averaged is not None and optimisation.ema > 0:
@@ -77,12 +69,12 @@ class Updater:
         """Backward and one Adam step at the schedule's learning rate."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.lr * self.settings.factor(progress)
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         average_gradients(self.parameters)
         if self.settings.clip > 0:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
         self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)  # here and not before the backward pass: less memory at its peak
         if self.average is not None and self.averaged is not None:
             self.average.update_parameters(self.averaged)
 
@@ -94,34 +86,6 @@ class Updater:
         self.optimizer.load_state_dict(state["optimizer"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-
-
-def average_gradients(parameters: list[nn.Parameter]) -> None:
-    """Mean of the gradients over all ranks by one flat all-reduce; nothing to do in a single process.
-
-    In place of DistributedDataParallel, which forbids what these steps do: several networks, several passes, parts
-    frozen in between.
-    """
-    if not distributed():
-        return
-    grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = average_over_ranks(torch.cat([g.flatten() for g in grads]))
-    for p, g in zip(parameters, flat.split([g.numel() for g in grads]), strict=True):
-        p.grad = g.view_as(p)
-
-
-def average_over_ranks(tensor: Tensor) -> Tensor:
-    """Mean of a tensor over all ranks, which leaves the given one as it is; the tensor itself in a single process."""
-    if not distributed():
-        return tensor
-    mean = tensor / dist.get_world_size()
-    dist.all_reduce(mean)
-    return mean
-
-
-def distributed() -> bool:
-    """Whether more than one process trains."""
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 @contextmanager

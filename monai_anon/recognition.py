@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_anon import losses
+from monai_anon.compute import PLAIN, Compute
 from monai_anon.optimisation import Optimisation, Updater
 
 Batch = Mapping[str, Tensor]
@@ -19,16 +20,23 @@ class RecogniserStep:
     """
 
     def __init__(
-        self, network: nn.Module, objective: Callable[[nn.Module, Batch], dict[str, Tensor]], optimisation: Optimisation
+        self,
+        network: nn.Module,
+        objective: Callable[[nn.Module, Batch], dict[str, Tensor]],
+        optimisation: Optimisation,
+        compute: Compute = PLAIN,
     ):
+        compute.prepare(network)
         self.network, self.objective = network, objective
         self.updater = Updater([network], optimisation, averaged=network)
-        self.bf16 = optimisation.bf16
+        self.compute = compute
 
     def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named unweighted terms."""
         self.network.train()
-        with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16, enabled=self.bf16):
+        self.compute.begin_step()
+        device = next(iter(batch.values())).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.compute.bf16):
             terms = self.objective(self.network, batch)
         self.updater.update(torch.stack(list(terms.values())).sum(), progress)
         return {name: value.detach() for name, value in terms.items()}

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_anon import losses
+from monai_anon.compute import PLAIN, Compute
 from monai_anon.identity_objectives import Batch, IdentityObjective
 from monai_anon.independence import CORRELATIONS, Independence
 from monai_anon.networks import Discriminator, Disentangler, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
+from monai_anon.ranks import average_over_ranks
 
 # ---- Stage 1: disentanglement ----
 
@@ -108,6 +110,7 @@ class DisentanglementStep:
         discriminator: needed when `adversarial` has a weight.
         swap_discriminator: needed when `swap_adversarial` has a weight; tells swapped images from reconstructions.
         recogniser: needed when one of `RECOGNISED` has a weight; fitted before, frozen here.
+        compute: precision, layout and compilation of the networks.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class DisentanglementStep:
         discriminator: Discriminator | None = None,
         swap_discriminator: Discriminator | None = None,
         recogniser: Recogniser | None = None,
+        compute: Compute = PLAIN,
     ):
         weighted = {t for t, w in recipe.weights.items() if w > 0}
         critics = {"adversarial": discriminator, "swap_adversarial": swap_discriminator}
@@ -132,12 +136,17 @@ class DisentanglementStep:
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
         classes = recogniser.head.out_features if recogniser is not None else 0
         self.independence = Independence(weighted, model.encoder.latent_sizes, recipe.noise, classes)
+        others: list[nn.Module] = [*self.critics.values(), *self.independence.correlations.values()]
+        for other in others + ([recogniser] if recogniser is not None else []):
+            other.to(next(model.parameters()).device)
+        self.compute = compute
+        compute.prepare(model.encoder, model.decoder, *self.critics.values(), getattr(recogniser, "body", None))
         self.updater = Updater([model], optimisation, averaged=model)
         self.critic_updaters = {term: Updater([network], optimisation) for term, network in self.critics.items()}
-        self.bf16 = optimisation.bf16
 
     def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named unweighted terms (detached scalars) and statistics of the latents (`latent/...`)."""
+        self.compute.begin_step()
         self.model.train()
         batch = varied(batch) if self.recipe.vary else batch
         active = self.recipe.active(progress)
@@ -152,10 +161,12 @@ class DisentanglementStep:
         i_rec, i_gen = self.decode(source, swapped)
 
         # The discriminator moves first: its update in place would spoil a graph that already runs through it.
-        moved = {}
+        # Both of its sides look at the same augmented reconstructions.
+        moved, shown = {}, i_rec
         if "adversarial" in self.critics:
-            images = self.augmented(torch.cat([i_real, i_rec.detach()]))
-            moved["discriminator"] = self.discriminator_step("adversarial", images, progress)
+            images = self.augmented(torch.cat([i_real, i_rec]))
+            shown = images[len(i_real) :]
+            moved["discriminator"] = self.discriminator_step("adversarial", images.detach(), progress)
         if "swap_adversarial" in self.critics and segments:
             pairs = min(len(i_rec), len(i_gen))
             images = torch.cat([i_rec[:pairs], i_gen[:pairs]]).detach()
@@ -163,7 +174,7 @@ class DisentanglementStep:
 
         # Eq. 2 or 6 and Eq. 3 on the reconstructions.
         terms = self.classification_terms(active, z_ori, z_same, z_tar, batch)
-        terms |= self.realism_terms(active, i_real, i_rec)
+        terms |= self.realism_terms(active, i_real, i_rec, shown)
 
         # Ours: what the latents must not share.
         features = self.look_at_real(active, [i_real, batch["i_tar"]] if segments else [i_real])
@@ -182,8 +193,7 @@ class DisentanglementStep:
 
     def run(self, network: Callable[..., Any], *inputs: Any) -> Any:
         """A network under autocast; losses stay in float32."""
-        with torch.autocast(inputs[0][0].device.type, torch.bfloat16, enabled=self.bf16):
-            return network(*inputs)
+        return self.compute.run(network, *inputs)
 
     def encode_pairs(self, batch: Batch, with_target: bool) -> tuple[Tensor, Latents, Latents, Latents | None]:
         """The images to reconstruct, and the latents of I_ori, I_same and, where needed, I_tar by one encoder call."""
@@ -257,7 +267,8 @@ class DisentanglementStep:
                 terms[f"{name}_rate"] = losses.rate_loss(latent, self.recipe.noise.get(name, 0.0))
         return terms
 
-    def realism_terms(self, active: set[str], i_ori: Tensor, i_rec: Tensor) -> dict[str, Tensor]:
+    def realism_terms(self, active: set[str], i_ori: Tensor, i_rec: Tensor, shown: Tensor) -> dict[str, Tensor]:
+        """`shown`: the reconstructions as the discriminator sees them."""
         terms = {}
         if "ssim" in active:
             terms["ssim"] = losses.ssim_loss(i_ori, i_rec)
@@ -267,7 +278,7 @@ class DisentanglementStep:
             terms["pixel"] = losses.pixel_loss(i_ori, i_rec)
         if "adversarial" in active:
             with frozen(self.critics["adversarial"]) as discriminator:
-                terms["adversarial"] = losses.adversarial_loss(self.run(discriminator, self.augmented(i_rec)))
+                terms["adversarial"] = losses.adversarial_loss(self.run(discriminator, shown))
         return terms
 
     def augmented(self, images: Tensor) -> Tensor:
@@ -346,8 +357,9 @@ class DisentanglementStep:
         seen = self.look(torch.cat([i_rec, i_gen]))
         terms = {}
         if "evidence_matching" in active:
-            evidence = self.recogniser.evidence
-            terms["evidence_matching"] = losses.evidence_matching_loss(evidence(seen), evidence(wanted))
+            real = self.recogniser.evidence(wanted)
+            energy = average_over_ranks(real.square().mean())
+            terms["evidence_matching"] = losses.evidence_matching_loss(self.recogniser.evidence(seen), real, energy)
         if "swap_finding" in active:
             terms["swap_finding"] = losses.classification_loss(self.recogniser.classify(seen[len(i_rec) :]), label)
         return terms

@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_anon import losses
+from monai_anon.identities import Gallery
 from monai_anon.identity_objectives import SiameseIdentity
 from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.networks import IdentityVAE, Latents
@@ -120,7 +121,7 @@ def test_the_built_step_weighs_and_updates_so(step: DisentanglementStep, stage_1
     assert step.recipe.every_swap and step.recipe.free_cycle and step.recipe.swaps_from == 0.0
     assert not step.recipe.identity_from_same and not step.recipe.noisy_swaps
     assert step.recipe.swaps == Latents._fields
-    assert step.recogniser is None and not step.bf16
+    assert step.recogniser is None and not step.compute.bf16
     for updater in (step.updater, *step.critic_updaters.values()):
         assert updater is not None
         group = updater.optimizer.param_groups[0]
@@ -202,8 +203,8 @@ def test_the_built_stage_2_is_the_papers(vae_step: IdentityVAEStep) -> None:
 
 def test_an_epoch_of_stage_2_is_as_many_latents_as_the_training_part_has() -> None:
     parser = merged(*STAGE_2)
-    parser["train"]["dataset"] = "$range(6000)"
-    assert parser.get_parsed_content("train#loader#batches") == 6000 // 32
+    parser["train"]["gallery"] = Gallery(torch.zeros(6000, 1), torch.arange(6000))
+    assert len(parser.get_parsed_content("train#loader")) == 6000 // 32
 
 
 def test_all_paper_overlays_describe_the_same_networks() -> None:

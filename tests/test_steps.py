@@ -15,7 +15,7 @@ from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdenti
 from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.independence import CORRELATIONS
 from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recogniser
-from monai_anon.optimisation import Optimisation, Updater, bf16_pays, frozen
+from monai_anon.optimisation import Optimisation, Updater, frozen
 from monai_anon.recognition import RecogniserStep, finding_objective, jitter
 from monai_anon.steps import (
     RECOGNISED,
@@ -60,6 +60,15 @@ def total_and_terms(recipe, progress=0.5, **options):
     torch.manual_seed(1)
     terms = step(pair_batch(), progress)
     return step.updater.loss, terms
+
+
+def gradients_of_updates(updater):
+    """A list that each update fills with the gradients its optimiser sees; they are freed right after."""
+    seen = []
+    updater.optimizer.register_step_pre_hook(
+        lambda *_: seen.extend(p.grad.clone() for p in updater.parameters if p.grad is not None)
+    )
+    return seen
 
 
 @contextmanager
@@ -262,7 +271,7 @@ def test_the_discriminator_sees_augmented_images_only_if_told(augment):
     real = torch.cat([batch["i_ori"], batch["i_same"]])
     assert [len(images) for images in seen] == [24, 12]  # the discriminator's own step, then the decoder's
     assert torch.equal(seen[0][:12], real) != augment
-    assert torch.equal(seen[0][12:], seen[1]) != augment
+    assert torch.equal(seen[0][12:], seen[1])  # both of its sides see the same, augmented once
 
 
 # ---- Swaps ----
@@ -396,9 +405,9 @@ def test_a_discriminator_learns_from_its_own_step_alone(term, reported):
     generator_update = step.updater.update
 
     def update(loss, progress):
-        kept = [p.grad.clone() for p in critic.parameters()]
+        kept = [p.detach().clone() for p in critic.parameters()]
         generator_update(loss, progress)
-        assert all(torch.equal(a, p.grad) for a, p in zip(kept, critic.parameters()))
+        assert all(p.grad is None and torch.equal(a, p) for a, p in zip(kept, critic.parameters()))
 
     step.updater.update = update
     terms = step(pair_batch(), 0.5)
@@ -552,9 +561,10 @@ def test_identity_vae_step_repels_from_the_original_and_from_the_other():
 def test_identity_vae_step_leaves_the_classifier_alone_and_keeps_nothing_but_the_vae():
     classifier = LatentClassifier(8, 5, 8)
     step = IdentityVAEStep(IdentityVAE(8, 4, 16), {"entropy": 1.0}, Optimisation(), identity_classifier=classifier)
+    gradients = gradients_of_updates(step.updater)
     step(identity_batch(), 0.0)
     assert all(p.grad is None and p.requires_grad for p in classifier.parameters())
-    assert any(p.grad.abs().sum() > 0 for p in step.vae.decoder.parameters())
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
     assert set(step.parts()) == {"vae", "updater"}
 
 
@@ -593,8 +603,9 @@ def test_learning_rate_rises_then_falls_to_its_final_share():
 def test_updater_clips_and_uses_the_schedule():
     network = nn.Linear(3, 1)
     updater = Updater([network], Optimisation(lr=0.1, warmup=0.0, clip=0.5))
+    gradients = gradients_of_updates(updater)
     updater.update(1000 * network(torch.ones(4, 3)).sum(), 0.5)
-    norm = torch.stack([p.grad.norm() for p in network.parameters()]).norm()
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
     assert float(norm) == pytest.approx(0.5, rel=1e-3)
     assert updater.optimizer.param_groups[0]["lr"] == pytest.approx(0.1 * Optimisation(warmup=0.0).factor(0.5))
 
@@ -629,46 +640,32 @@ def test_average_holds_the_buffers_of_batch_normalisation_too():
     torch.testing.assert_close(averaged, 0.75 * seen[0] + 0.25 * seen[1])
 
 
-def test_bf16_on_a_cpu_is_asked_of_the_cpu():
-    assert isinstance(bf16_pays("cpu"), bool)
-    assert bf16_pays("meta") is False
-
-
-def test_bf16_networks_give_float32_losses_near_the_exact_ones():
-    exact = make_step()(pair_batch(), 0.5)
-    torch.manual_seed(0)
-    rough = make_step(optimisation=Optimisation(lr=1e-3, bf16=True))(pair_batch(), 0.5)
-    for term in ("ssim", "psnr", "pixel", "medical"):
-        assert rough[term].dtype == torch.float32
-        assert float(rough[term]) == pytest.approx(float(exact[term]), rel=0.1)
-
-
 # ---- Three steps, to the digit ----
 
 GOLDEN = {
-    "medical": 0.7435768,
-    "identity": 0.2149358,
-    "medical_rate": 4.678559,
-    "residual_rate": 4.637124,
-    "patient_correlation": 0.00811699,
-    "finding_correlation": 0.0007411529,
-    "ssim": 1.005466,
-    "psnr": 0.7981248,
-    "pixel": 0.5473118,
-    "adversarial": 0.6968616,
-    "disentanglement": 0.8131921,
-    "swap_adversarial": 0.8077304,
-    "evidence_matching": 1.317634,
-    "swap_finding": 0.8427512,
-    "discriminator": 1.386158,
-    "swap_discriminator": 1.397368,
-    "latent/identity_std": 0.3213564,
-    "latent/medical_std": 0.1660167,
-    "latent/residual_std": 0.1518053,
+    "medical": 0.7435839,
+    "identity": 0.2149315,
+    "medical_rate": 4.678523,
+    "residual_rate": 4.637257,
+    "patient_correlation": 0.008111377,
+    "finding_correlation": 0.0007408283,
+    "ssim": 1.005467,
+    "psnr": 0.7981228,
+    "pixel": 0.5473057,
+    "adversarial": 0.6966653,
+    "disentanglement": 0.8133844,
+    "swap_adversarial": 0.807739,
+    "evidence_matching": 1.318046,
+    "swap_finding": 0.8427331,
+    "discriminator": 1.38616,
+    "swap_discriminator": 1.397365,
+    "latent/identity_std": 0.3214044,
+    "latent/medical_std": 0.1660082,
+    "latent/residual_std": 0.1518343,
     "latent/same_hit": 0,
-    "latent/same_distance": 0.2149358,
+    "latent/same_distance": 0.2149315,
     "latent/other_hit": 0,
-    "latent/other_distance": 0.2834938,
+    "latent/other_distance": 0.2834857,
 }
 
 
