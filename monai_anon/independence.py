@@ -48,13 +48,14 @@ class Whitening(nn.Module):
         memory: share of the running mean that a new batch leaves.
     """
 
+    noise: Tensor
     covariance: Tensor
     share: Tensor
 
     def __init__(self, noise: Sequence[float], memory: float = 0.95):
         super().__init__()
         self.memory = memory
-        self.noise = torch.tensor([*noise])
+        self.register_buffer("noise", torch.tensor([*noise]), persistent=False)
         self.register_buffer("covariance", torch.zeros(len(self.noise), len(self.noise)))
         self.register_buffer("share", torch.zeros(()))  # how much of the mean is made of batches, and not of zeros
 

@@ -44,9 +44,8 @@ def trained(step, batches):
     updaters = {name: part for name, part in step.parts().items() if hasattr(part, "update")}
     result = {}
     for name, updater in updaters.items():
-        updater.optimizer.param_groups[0]["eps"] = (
-            1e-4  # with 1e-8 rounding errors of a gradient of 0 are whole updates
-        )
+        # With Adam's 1e-8 the rounding errors of a gradient of 0 would be whole updates.
+        updater.optimizer.param_groups[0]["eps"] = 1e-4
         seen = result[f"gradients of {name}"] = {}
 
         def note(*_, seen=seen, updater=updater):
