@@ -11,6 +11,8 @@ import joblib
 import torch
 from torch import nn
 
+from monai_anon.ranks import distributed
+
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
 
@@ -38,17 +40,18 @@ class Compute:
         return self.compiled in ("reduce-overhead", "max-autotune")
 
     def prepare(self, *networks: nn.Module | None) -> None:
-        """Layout and compilation of networks, in place: parameters, names and state dicts stay as they are.
+        """Layout and compilation of networks, in place: parameters, names and state dicts stay as they are. What is
+        synchronised over ranks is not compiled.
 
         Raises:
-            ValueError: channels last is asked for where torch crashes (see `crashes_with_channels_last`).
+            ValueError: channels last is asked for where torch crashes.
         """
         for network in networks:
             if network is None:
                 continue
             if self.lays_channels_last(network):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            if self.compiled is not None:
+            if self.compiled is not None and not synchronised(network):
                 network.compile(mode=self.compiled, dynamic=False)
 
     def lays_channels_last(self, network: nn.Module) -> bool:
@@ -78,6 +81,11 @@ class Compute:
 
 
 PLAIN = Compute()
+
+
+def synchronised(network: nn.Module) -> bool:
+    """Whether a network's batch normalisation talks to other ranks, which would break compiled graphs at each layer."""
+    return distributed() and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in network.modules())
 
 
 def chosen(

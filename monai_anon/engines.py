@@ -268,7 +268,10 @@ class StepEvaluator(Evaluator):
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         batch = {k: v.to(self.state.device) if isinstance(v, Tensor) else v for k, v in batchdata.items()}
         devices = [self.state.device] if self.state.device.type == "cuda" else []
-        with torch.no_grad(), torch.random.fork_rng(devices):
+        eager = torch.compiler.set_stance(
+            "force_eager"
+        )  # other sizes and modes would be compiled anew, for a few batches
+        with eager, torch.no_grad(), torch.random.fork_rng(devices):
             seed_iteration(self.seed, 0, self.state.iteration)
             engine.state.output = self.measure(batch)
         for name, value in engine.state.output.items():

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import mmap
 import os
+import re
 import secrets
 import shutil
 import struct
@@ -22,7 +23,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +36,7 @@ DIGEST_BYTES = 16
 _HEADER_BYTES = 4096  # so that images of 64 px and more begin where a page begins
 _PIECE_BYTES = 2**22  # what a thread reads and verifies at a time
 _ABANDONED_AFTER_S = 24 * 3600  # a draft that nobody fills or takes up again
+_DRAFT = re.compile(r"\.[13]x\d+_\w+(\.[0-9a-f]{8})?\.npy")
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A private writable map counts as memory in full unless told otherwise: a file larger than memory could not be mapped.
 _NO_RESERVE = getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0)  # named since Python 3.13
@@ -316,18 +318,19 @@ def _lock(file: ImageFile, wanted: Path) -> bool:
 
 def _remove_abandoned(folder: Path, but: Path) -> None:
     """Remove the drafts that no process has written to for a day, nor has open."""
-    for path in folder.glob(".*.npy"):
-        if path == but or time.time() - path.stat().st_mtime < _ABANDONED_AFTER_S:
-            continue
-        with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+    for path in [path for path in folder.glob(".*.npy") if _DRAFT.fullmatch(path.name) and path != but]:
+        with suppress(FileNotFoundError):  # another process cleans up, too
+            if time.time() - path.stat().st_mtime < _ABANDONED_AFTER_S:
                 continue
-            except OSError:
-                pass  # no locks here; a day is long enough
-            path.unlink(missing_ok=True)
-            logger.info("removed %s, an abandoned draft", path)
+            with path.open("r+b") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    pass  # no locks here; a day is long enough
+                path.unlink()
+                logger.info("removed %s, an abandoned draft", path)
 
 
 def _header(shape: Sequence[int]) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from monai_anon.ranks import average_gradients
 
@@ -52,9 +52,8 @@ class Updater:
         )
         self.average: AveragedModel | None = None
         if averaged is not None and optimisation.ema > 0:
-            decay = get_ema_multi_avg_fn(optimisation.ema)
-            self.average = AveragedModel(averaged, multi_avg_fn=decay, use_buffers=True).requires_grad_(False).eval()
-        self.averaged = averaged
+            self.average = AveragedModel(averaged, use_buffers=True).requires_grad_(False).eval()
+        self.averaged, self.begun = averaged, False
 
     @property
     def smoothed(self) -> nn.Module:
@@ -75,17 +74,48 @@ class Updater:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)  # here and not before the backward pass: less memory at its peak
-        if self.average is not None and self.averaged is not None:
-            self.average.update_parameters(self.averaged)
+        self.update_average()
+
+    @torch.no_grad()
+    def update_average(self) -> None:
+        """One step of the exponential average, over all floating tensors at once; the first one copies.
+
+        Not torch's own update, which copies its counter to the device each time and so waits for a GPU.
+        """
+        if self.average is None or self.averaged is None:
+            return
+        pairs = list(zip(tensors_of(self.average.module), tensors_of(self.averaged), strict=True))
+        smooth = [pair for pair in pairs if pair[0].is_floating_point()]
+        share = 1 - self.settings.ema if self.begun else 1.0
+        torch._foreach_lerp_([old for old, _ in smooth], [new for _, new in smooth], share)
+        for old, new in pairs:
+            if not old.is_floating_point():
+                old.copy_(new)
+        self.average.n_averaged += 1  # on the host
+        self.begun = True
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
         return state | ({"average": self.average.state_dict()} if self.average is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["optimizer"]
+        kernels = {name: self.optimizer.param_groups[0][name] for name in ("fused", "foreach")}
+        groups = [{**group, **kernels} for group in saved["param_groups"]]  # this run's, not the checkpoint's
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        # A fused kernel walks through a parameter and its moments side by side: they need one memory layout.
+        for parameter, moments in self.optimizer.state.items():
+            for name, value in moments.items():
+                if value.shape == parameter.shape:
+                    moments[name] = torch.empty_like(parameter).copy_(value)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+            self.begun = bool(self.average.n_averaged)
+
+
+def tensors_of(module: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [*module.parameters(), *module.buffers()]
 
 
 @contextmanager

@@ -4,7 +4,7 @@ A step knows no files, no logging and no epochs. `progress` in [0, 1] is the sha
 functions of it and an iteration's randomness is seeded by the trainer, so a resumed run repeats the uninterrupted one.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -161,8 +161,7 @@ class DisentanglementStep:
         i_rec, i_gen = self.decode(source, swapped)
 
         # The discriminator moves first: its update in place would spoil a graph that already runs through it.
-        # Both of its sides look at the same augmented reconstructions.
-        moved, shown = {}, i_rec
+        moved, shown = {}, i_rec  # augmented once for both of its sides
         if "adversarial" in self.critics:
             images = self.augmented(torch.cat([i_real, i_rec]))
             shown = images[len(i_real) :]
@@ -191,14 +190,10 @@ class DisentanglementStep:
         self.updater.update(losses.weighted_sum(terms, self.recipe.weights), progress)
         return {name: value.detach() for name, value in (terms | moved | statistics).items()}
 
-    def run(self, network: Callable[..., Any], *inputs: Any) -> Any:
-        """A network under autocast; losses stay in float32."""
-        return self.compute.run(network, *inputs)
-
     def encode_pairs(self, batch: Batch, with_target: bool) -> tuple[Tensor, Latents, Latents, Latents | None]:
         """The images to reconstruct, and the latents of I_ori, I_same and, where needed, I_tar by one encoder call."""
         images = [batch["i_ori"], batch["i_same"]] + ([batch["i_tar"]] if with_target else [])
-        z = self.run(self.model.encoder, torch.cat(images))
+        z = self.compute.run(self.model.encoder, torch.cat(images))
         parts = [Latents(*rows) for rows in zip(*(latent.chunk(len(images)) for latent in z), strict=True)]
         i_real = torch.cat(images[:2]) if self.recipe.identity_from_same else images[0]
         return i_real, parts[0], parts[1], parts[2] if with_target else None
@@ -247,7 +242,7 @@ class DisentanglementStep:
         if swapped is not None:
             extra = self.noisy(swapped) if self.recipe.noisy_swaps else swapped
             z = Latents(*(torch.cat(pair) for pair in zip(z, extra, strict=True)))
-        images = self.run(self.model.decoder, z)
+        images = self.compute.run(self.model.decoder, z)
         return images[: len(source.identity)], images[len(source.identity) :]
 
     def classification_terms(
@@ -278,7 +273,7 @@ class DisentanglementStep:
             terms["pixel"] = losses.pixel_loss(i_ori, i_rec)
         if "adversarial" in active:
             with frozen(self.critics["adversarial"]) as discriminator:
-                terms["adversarial"] = losses.adversarial_loss(self.run(discriminator, shown))
+                terms["adversarial"] = losses.adversarial_loss(self.compute.run(discriminator, shown))
         return terms
 
     def augmented(self, images: Tensor) -> Tensor:
@@ -287,7 +282,7 @@ class DisentanglementStep:
 
     def discriminator_step(self, term: str, images: Tensor, progress: float) -> Tensor:
         """The discriminator's side of Eq. 3: the first half of `images` is real to it, the second generated."""
-        real, generated = self.run(self.critics[term], images).chunk(2)
+        real, generated = self.compute.run(self.critics[term], images).chunk(2)
         loss = losses.discriminator_loss(real, generated)
         self.critic_updaters[term].update(loss, progress)
         return loss
@@ -311,7 +306,7 @@ class DisentanglementStep:
             terms["disentanglement"] = self.cycle(i_gen, z_ori, z_tar, segments)
         if "swap_adversarial" in active:
             with frozen(self.critics["swap_adversarial"]) as discriminator:
-                terms["swap_adversarial"] = losses.adversarial_loss(self.run(discriminator, i_gen))
+                terms["swap_adversarial"] = losses.adversarial_loss(self.compute.run(discriminator, i_gen))
         if active & {"swap_finding", "evidence_matching"}:
             terms |= self.finding_terms(active, i_rec, i_gen, segments, batch, features)
         return terms
@@ -319,10 +314,10 @@ class DisentanglementStep:
     def cycle(self, i_gen: Tensor, z_ori: Latents, z_tar: Latents, segments: list[Segment]) -> Tensor:
         """Eq. 1 over the swaps; the encoder is a fixed function of generated images unless `free_cycle`."""
         if self.recipe.free_cycle:
-            z_gen = self.run(self.model.encoder, i_gen)
+            z_gen = self.compute.run(self.model.encoder, i_gen)
         else:
             with frozen(self.model.encoder) as encoder:
-                z_gen = self.run(encoder, i_gen)
+                z_gen = self.compute.run(encoder, i_gen)
             z_ori, z_tar = (Latents(*(latent.detach() for latent in z)) for z in (z_ori, z_tar))
         return torch.stack(
             [
@@ -337,7 +332,7 @@ class DisentanglementStep:
         """
         assert self.recogniser is not None
         veiled = images + self.recipe.veil * torch.randn_like(images) if self.recipe.veil > 0 else images
-        return self.run(self.recogniser.features, veiled).float()
+        return self.compute.run(self.recogniser.features, veiled).float()
 
     @torch.no_grad()
     def look_at_real(self, active: set[str], images: list[Tensor]) -> Tensor:

@@ -68,11 +68,12 @@ def step(
 
     from monai_anon.compute import chosen
 
-    compute = chosen(device, bf16, channels_last, False if compiled == "none" else compiled, threads)
-    result = benchmark.measure(compute, device, recipe, batch_size, rounds, steps, size, shares, memory)
-    result["parts"] = benchmark.parts(device, batch_size, size)
-    if hot_spots:
-        result["hot_spots"] = benchmark.hot_spots(compute, device, recipe, batch_size, size)
+    with plain_errors():
+        compute = chosen(device, bf16, channels_last, False if compiled == "none" else compiled, threads)
+        result = benchmark.measure(compute, device, recipe, batch_size, rounds, steps, size, shares, memory)
+        result["parts"] = benchmark.parts(device, batch_size, size)
+        if hot_spots:
+            result["hot_spots"] = benchmark.hot_spots(compute, device, recipe, batch_size, size)
     timing.show({"benchmark": "step", **timing.environment(device), **result}, as_json, output)
 
 

@@ -62,7 +62,15 @@ def test_changes_lead_from_the_plain_step_to_the_fast_one():
 
     ways = list(benchmark.changes(Compute(bf16=True, channels_last=None, compiled="default")).values())
     assert ways[0] == Compute() and ways[1] == Compute(bf16=True) and ways[2] == Compute(bf16=True, channels_last=None)
+    assert ways[-1] == Compute(bf16=True, channels_last=None, compiled="default")
     assert list(benchmark.changes(Compute()).values()) == [Compute()]
+
+
+def test_an_unknown_recipe_is_refused():
+    from benchmarks import step as benchmark
+
+    with pytest.raises(ValueError, match=r"recipe is 'papr'; it must be one of \['paper', 'train'\]"):
+        benchmark.measure(Compute(), recipe="papr")
 
 
 def test_operations_are_counted_not_assumed():

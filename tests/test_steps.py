@@ -1,5 +1,6 @@
 """A step adds up exactly the terms that have a weight, swaps the right latents, and repeats itself."""
 
+import copy
 import json
 import math
 from contextlib import contextmanager
@@ -598,6 +599,30 @@ def test_learning_rate_rises_then_falls_to_its_final_share():
     assert rising == sorted(rising) and 0 < rising[0] < 0.02 and rising[-1] == pytest.approx(1, abs=1e-2)
     assert falling == sorted(falling, reverse=True) and falling[-1] == pytest.approx(0.02)
     assert [replace(schedule, warmup=0.0, final=1.0).factor(p) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
+
+
+def test_a_checkpoint_goes_on_in_another_memory_layout_and_with_this_runs_kernel():
+    def updater(layout):
+        torch.manual_seed(0)
+        network = nn.Conv2d(4, 8, 3).to(memory_format=layout)
+        return network, Updater([network], Optimisation(lr=0.1), averaged=network)
+
+    torch.manual_seed(1)
+    images = torch.randn(2, 4, 8, 8)
+    network, before = updater(torch.contiguous_format)
+    before.update(network(images).square().mean(), 0.5)
+    saved = copy.deepcopy(before.state_dict())
+    saved["optimizer"]["param_groups"][0] |= {"fused": None, "foreach": True}  # as an older version saved it
+    weights, results = copy.deepcopy(network.state_dict()), []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        network, after = updater(layout)
+        network.load_state_dict(weights)
+        after.load_state_dict(copy.deepcopy(saved))
+        after.update(network(images).square().mean(), 0.5)
+        assert after.optimizer.param_groups[0]["fused"] and not after.optimizer.param_groups[0]["foreach"]
+        results.append([*network.parameters(), *after.smoothed.parameters()])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other, check_stride=False)
 
 
 def test_updater_clips_and_uses_the_schedule():

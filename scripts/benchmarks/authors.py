@@ -64,7 +64,8 @@ class AuthorsOrder:
         return {name: value.detach() for name, value in (terms | learned).items()}
 
     def discriminator_update(self, i_ori: Tensor) -> Tensor:
-        i_rec = self.reconstruct(self.model.encoder(i_ori)).detach()
+        with torch.no_grad():
+            i_rec = self.reconstruct(self.model.encoder(i_ori))
         loss = losses.discriminator_loss(self.judged(i_ori), self.judged(i_rec))
         self.optimizers[1].zero_grad()
         loss.backward()

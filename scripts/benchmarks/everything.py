@@ -21,7 +21,8 @@ def commands(device: str, folder: Path) -> dict[str, list[str]]:
     runs = {f"step_{mode}": ["step", *STEPS[kind], "--compiled", mode, "--device", device] for mode in MODES[kind]}
     runs["step_train"] = ["step", "--recipe", "train", "--batch-size", "24", *STEPS[kind], "--device", device]
     runs["data"] = ["data", "--device", device]
-    runs |= {name: [name] for name in ("scale", "render", "anonymize", "gallery", "start", "ranks")}
+    runs |= {name: [name, "--device", device] for name in ("anonymize", "gallery", "start")}
+    runs |= {name: [name] for name in ("scale", "render", "ranks")}  # on the CPU in any case
     return {name: [*command, "--json", "--output", str(folder / f"{name}.json")] for name, command in runs.items()}
 
 

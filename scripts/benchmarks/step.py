@@ -50,10 +50,13 @@ def measure(
         memory: measure the peak memory of both, each in a process of its own.
     """
     batch = random_batch(batch_size, size, device)
-    ways = {"reference": None, **(changes(compute) if shares else {}), "ours": compute}
-    if recipe != "paper":
-        ways["reference"] = PLAIN
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe is {recipe!r}; it must be one of {list(RECIPES)}")
+    ways = {"reference": None if recipe == "paper" else PLAIN, **(changes(compute) if shares else {}), "ours": compute}
     candidates = {name: iteration(way, recipe, device, size) for name, way in ways.items()}
+    if shares and recipe == "paper":
+        candidates["our SSIM in the reference"] = iteration(None, recipe, device, size)
+        candidates["our SSIM in the reference"].ssim = losses.ssim_loss
     operations = {
         name: gigaflop(iteration(way, recipe, device, size), device, size)
         for name, way in (("ours", PLAIN), ("reference", ways["reference"]))
@@ -64,7 +67,7 @@ def measure(
 
     warm_up = 3 if compute.compiled else 1  # compilation, and the recording of CUDA graphs
     timings = timing.alternate({name: turns(step) for name, step in candidates.items()}, rounds, device, warm_up)
-    samples = {name: steps * batch_size / timings.median(name) for name in ways}
+    samples = {name: steps * batch_size / timings.median(name) for name in candidates}
     peak = timing.matrix_peak(device, torch.bfloat16 if compute.bf16 else torch.float32)
     speed_up = timings.speed_up("ours", "reference")
     result = {
@@ -96,11 +99,13 @@ def measure(
 
 def changes(compute: Compute) -> dict[str, Compute]:
     """Our step from the plain one to `compute`, a change more each time."""
-    ways = {"merged calls, fused Adam": PLAIN}
+    ways = {"merged calls, one augmentation, fused Adam, our SSIM": PLAIN}
     if compute.bf16:
         ways["+ bfloat16"] = Compute(bf16=True)
     if compute.channels_last is not False:
-        ways["+ channels last"] = Compute(compute.bf16, compute.channels_last)
+        ways["+ channels last where it pays"] = Compute(compute.bf16, compute.channels_last)
+    if compute.compiled:
+        ways[f"+ compiled: {compute.compiled}"] = compute
     return ways
 
 

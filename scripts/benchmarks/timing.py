@@ -113,10 +113,8 @@ def peak_memory(function: Callable[..., None], *arguments: Any) -> float:
 
 def _measured(sender: Any, function: Callable[..., None], arguments: tuple) -> None:
     function(*arguments)
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        sender.send(torch.cuda.max_memory_allocated() / 1e6)
-    else:
-        sender.send(_high_water_mark())
+    on_gpus = [torch.cuda.max_memory_allocated(index) for index in range(torch.cuda.device_count())]
+    sender.send(max(on_gpus) / 1e6 if any(on_gpus) else _high_water_mark())
 
 
 def _high_water_mark() -> float:
@@ -151,6 +149,7 @@ def environment(device: str | torch.device = "cpu") -> dict[str, Any]:
         "monai": monai.__version__,
         "python": platform.python_version(),
         "revision": revision(),
+        **({"tf32_convolutions": torch.backends.cudnn.allow_tf32} if device.type == "cuda" else {}),
     }
 
 
