@@ -131,7 +131,7 @@ def test_turns_stops_and_restarts_give_the_bundles_own_training(name, tmp_path, 
 def test_only_training_moves_the_clock(tmp_path, manifest, monkeypatch):
     from benchmarks import quality_recipes
 
-    now = SimpleNamespace(time=0.0)
+    now = SimpleNamespace(time=100.0)
     clock = SimpleNamespace(perf_counter=lambda: now.time, process_time=lambda: now.time / 2)
     monkeypatch.setattr(quality_recipes, "time", clock)
     ticks = []

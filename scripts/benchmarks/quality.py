@@ -15,7 +15,7 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,7 +126,7 @@ def measure(run: Run, compute: Compute, progress: bool = True) -> dict[str, Any]
     refuse_other(run.output, made_with)
     write_text(run.output / RECORD, json.dumps(made_with, indent=2) + "\n")
     judging, lines = judging_of(run), read_lines(run.output)
-    with Field(run, compute, progress) as candidates:
+    with Field(run, compute, progress, lines) as candidates:
         for check in range(1, run.checks + 1):
             if all(curves.time_to_bars(lines, name) for name in run.recipes):
                 break
@@ -153,10 +153,12 @@ def measure(run: Run, compute: Compute, progress: bool = True) -> dict[str, Any]
 class Field:
     """The candidates by name, each made when it is first asked for, and one progress bar over all their seconds."""
 
-    def __init__(self, run: Run, compute: Compute, progress: bool):
+    def __init__(self, run: Run, compute: Compute, progress: bool, lines: Sequence[curves.Line] = ()):
         self.run, self.compute, self.made = run, compute, dict[str, Candidate]()
         self.seconds = dict.fromkeys(run.recipes, 0.0)
         self.bar = tqdm(total=run.budget * len(run.recipes), disable=not progress, bar_format=FORMAT)
+        for line in lines:
+            self.show(line["recipe"], line["seconds"])
 
     def __getitem__(self, name: str) -> Candidate:
         if name not in self.made:

@@ -82,8 +82,9 @@ def brief(line: Line) -> str:
 
 
 def remark(line: Line) -> str:
-    """What is to be said of a check, in a few words."""
-    return "; ".join(filter(None, ["latents collapsed" if line["collapse"] else "", line["ended"]]))
+    """What is to be said of a check, in a few words; `collapse` in full is what the bundle's guard says."""
+    collapsed = line["collapse"] and "not finite" not in line["collapse"]
+    return "; ".join(filter(None, ["latents tell nobody apart" if collapsed else "", line["ended"]]))
 
 
 def sentences(lines: Sequence[Line], recipes: Sequence[str]) -> list[str]:
