@@ -1,0 +1,121 @@
+"""A code says no more than its number, coarser ones are functions of finer ones, each is shared by enough people."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from monai_anon.channel import FINEST, LEVELS, Codebook, fit_codebook, invariant_axes, respond
+
+SIZE, PEOPLE, IMAGES = 3, 300, 4
+
+
+def latents(seed=0, confounded=False):
+    """Medical latents of people with four images each: the first dimension holds the finding and its extent, the second
+    something that varies freely, the third who it is.
+    """
+    rng = np.random.default_rng(seed)
+    patient = np.repeat(np.arange(PEOPLE), IMAGES)
+    finding = rng.integers(0, 2, PEOPLE)[patient] if confounded else rng.integers(0, 2, len(patient))
+    extent = finding * (2 + rng.random(len(patient)))
+    person = rng.normal(size=PEOPLE)[patient]
+    columns = [extent, rng.normal(size=len(patient)), 5 * person + 0.1 * rng.normal(size=len(patient))]
+    return np.stack(columns, 1).astype(np.float32), patient, finding
+
+
+@pytest.fixture(scope="module")
+def fitted():
+    medical, patient, finding = latents()
+    return fit_codebook(medical, patient, finding, fewest=10), torch.from_numpy(medical), torch.from_numpy(finding)
+
+
+@pytest.mark.parametrize("confounded", [False, True])
+def test_what_tells_the_patient_is_left_out_and_the_finding_is_kept(confounded):
+    axes = invariant_axes(*latents(confounded=confounded))
+    assert axes.shape == (SIZE, 2)
+    weight = np.abs(axes) * latents()[0].std(0)[:, None]  # how much each dimension's spread moves a coordinate
+    assert weight[2].max() < 0.1 * weight[:2].max()
+    assert weight[0].max() > 0.5
+
+
+def test_no_axes_without_two_patients_of_two_images():
+    with pytest.raises(ValueError, match="two patients with two images"):
+        invariant_axes(np.zeros((3, 2), np.float32), np.arange(3), np.zeros(3, int))
+
+
+@pytest.mark.parametrize("level", range(len(LEVELS)))
+def test_a_level_has_at_most_its_number_of_codes_each_shared_by_enough_patients(fitted, level):
+    book, medical, finding = fitted
+    code = book(medical, finding, level)
+    used = book.patients[level] > 0
+    assert 2 <= used.sum() <= LEVELS[level] and used[: used.sum()].all()
+    assert book.patients[level][used].min() >= 10
+    assert set(code.unique().tolist()) <= set(range(int(used.sum())))
+    statement = book.statement(level)
+    assert statement.bits == pytest.approx(math.log2(int(used.sum()))) and statement.patients >= 10
+
+
+def test_a_coarser_code_is_a_function_of_a_finer_one(fitted):
+    book, medical, finding = fitted
+    for coarse in range(len(LEVELS) - 1):
+        pairs = torch.stack([book(medical, finding, coarse + 1), book(medical, finding, coarse)], 1).unique(dim=0)
+        assert len(pairs) == len(pairs[:, 0].unique())
+
+
+def test_the_finding_is_always_part_of_the_code(fitted):
+    book, medical, finding = fitted
+    for level in range(len(LEVELS)):
+        pairs = torch.stack([book(medical, finding, level), finding], 1).unique(dim=0)
+        assert len(pairs) == len(pairs[:, 0].unique())
+        assert (book(medical, 1 - finding, level) != book(medical, finding, level)).all()
+
+
+def test_equal_codes_give_equal_latents_whoever_it_was(fitted):
+    book, medical, finding = fitted
+    code = book(medical, finding, 2)
+    passed = book.latent(code, 2)
+    for one in code.unique():
+        assert (passed[code == one] == passed[code == one][0]).all()
+    moved = medical.clone()
+    moved[:, 2] += 3.0  # another person, the same finding
+    assert (book(moved, finding, 2) == code).float().mean() > 0.95
+
+
+def test_a_code_keeps_more_of_the_extent_the_finer_it_is(fitted):
+    book, medical, finding = fitted
+    errors = [(book.latent(book(medical, finding, n), n)[:, 0] - medical[:, 0]).square().mean() for n in (0, 3, 7)]
+    assert errors[0] > errors[1] > errors[2]
+
+
+def test_the_tables_survive_a_state_dict(fitted):
+    book, medical, finding = fitted
+    other = Codebook(SIZE)
+    other.load_state_dict(book.state_dict())
+    assert torch.equal(other(medical, finding, 5), book(medical, finding, 5))
+    assert book.finding.numel() == FINEST
+
+
+def test_too_few_patients_are_refused():
+    medical, patient, finding = latents()
+    with pytest.raises(ValueError, match="must be shared by 301"):
+        fit_codebook(medical, patient, finding, fewest=301)
+
+
+@pytest.mark.parametrize("epsilon", [0.5, 2.0])
+def test_randomised_response_has_its_ratio_of_chances(epsilon):
+    count, draws = 5, 200_000
+    chance, other = torch.rand(2, draws, generator=torch.Generator().manual_seed(0))
+    seen = [
+        respond(torch.full((draws,), one), count, epsilon, chance, other).bincount(minlength=count) for one in (0, 3)
+    ]
+    for given, counts in zip((0, 3), seen):
+        rest = torch.cat([counts[:given], counts[given + 1 :]]).float()
+        assert counts[given] / rest.mean() == pytest.approx(math.exp(epsilon), rel=0.05)
+        assert rest.std() / rest.mean() < 0.05  # the others alike
+    assert (seen[0] / seen[1]).log().abs().max() < epsilon * 1.1
+
+
+def test_epsilon_must_be_above_zero():
+    with pytest.raises(ValueError, match="epsilon is 0"):
+        respond(torch.zeros(1).long(), 4, 0.0, torch.rand(1), torch.rand(1))
