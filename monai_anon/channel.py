@@ -230,3 +230,57 @@ def merged(
             raise ValueError(f"prototypes shared by {fewest} patients cannot be had from so few patients")
         one, other = np.unravel_index(cost.argmin(), cost.shape)
         groups[groups == numbers[other]] = numbers[one]
+
+
+# ---- A residual of nobody ----
+
+
+class ResidualPrior(nn.Module):
+    """A mixture of Gaussians of residual latents, from which a release draws its own.
+
+    Args:
+        size: dimensions of the residual latent.
+        components: of the mixture.
+    """
+
+    shares: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, size: int, components: int = 16):
+        super().__init__()
+        self.register_buffer("shares", torch.full((components,), 1 / components))
+        self.register_buffer("means", torch.zeros(components, size))
+        self.register_buffer("factors", torch.eye(size).repeat(components, 1, 1))
+
+    def forward(self, chance: Tensor, noise: Tensor) -> Tensor:
+        """Residuals `(B, R)` of uniform numbers in [0, 1) `(B,)`, which choose the component, and standard normal noise
+        `(B, R)`: nothing of an original goes in.
+        """
+        component = torch.searchsorted(self.shares.cumsum(0), chance, right=True).clamp_max(len(self.shares) - 1)
+        return self.means[component] + torch.einsum("bij,bj->bi", self.factors[component], noise)
+
+
+def fit_residual_prior(residual: np.ndarray, components: int = 16, fewest: int = 100, seed: int = 0) -> ResidualPrior:
+    """The mixture that fits residual latents `(N, R)` of training images.
+
+    No component may be a few people's: one with fewer than `fewest` images (by its share) makes the fit start again
+    with one component less.
+
+    Raises:
+        ValueError: fewer than `fewest` images.
+    """
+    from sklearn.mixture import GaussianMixture
+
+    if len(residual) < fewest:
+        raise ValueError(f"{len(residual)} residual latents; at least {fewest} are needed for a prior")
+    for count in range(min(components, len(residual) // fewest), 0, -1):
+        mixture = GaussianMixture(count, reg_covar=1e-4, random_state=seed).fit(residual)
+        if mixture.weights_.min() * len(residual) >= fewest or count == 1:
+            break
+    prior = ResidualPrior(residual.shape[1], components)
+    prior.shares.zero_()
+    prior.shares[:count] = torch.from_numpy(mixture.weights_).float()
+    prior.means[:count] = torch.from_numpy(mixture.means_).float()
+    prior.factors[:count] = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_)).float()
+    return prior

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_anon.channel import FINEST, LEVELS, Codebook, fit_codebook, invariant_axes, respond
+from monai_anon.channel import FINEST, LEVELS, Codebook, fit_codebook, fit_residual_prior, invariant_axes, respond
 
 SIZE, PEOPLE, IMAGES = 3, 300, 4
 
@@ -119,3 +119,38 @@ def test_randomised_response_has_its_ratio_of_chances(epsilon):
 def test_epsilon_must_be_above_zero():
     with pytest.raises(ValueError, match="epsilon is 0"):
         respond(torch.zeros(1).long(), 4, 0.0, torch.rand(1), torch.rand(1))
+
+
+# ---- A residual of nobody ----
+
+
+def clusters(count=600, seed=0):
+    rng = np.random.default_rng(seed)
+    kind = rng.integers(0, 2, count)
+    return (np.array([[-4.0, 0.0], [4.0, 1.0]])[kind] + rng.normal(size=(count, 2)) * [1.0, 0.3]).astype(np.float32)
+
+
+def test_drawn_residuals_are_spread_as_the_fitted_ones():
+    latents = clusters()
+    prior = fit_residual_prior(latents, components=4)
+    generator = torch.Generator().manual_seed(0)
+    drawn = prior(torch.rand(20_000, generator=generator), torch.randn(20_000, 2, generator=generator)).numpy()
+    assert np.abs(drawn.mean(0) - latents.mean(0)).max() < 0.1
+    assert np.abs(np.cov(drawn.T) - np.cov(latents.T)).max() < 0.3
+    assert ((np.abs(drawn[:, 0]) < 1).mean()) < 0.02  # two heaps with nothing between, not one wide one
+
+
+def test_no_component_is_a_few_images():
+    latents = np.concatenate([clusters(), clusters(20, seed=1) + 50])  # twenty images far from all others
+    prior = fit_residual_prior(latents, components=4, fewest=100)
+    assert (prior.shares[prior.shares > 0] * len(latents)).min() >= 99.9
+    assert prior.shares.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_equal_draws_give_equal_residuals_and_every_chance_a_component():
+    prior = fit_residual_prior(clusters(), components=3)
+    chance, noise = torch.tensor([0.0, 0.5, 1.0 - 1e-7]), torch.zeros(3, 2)
+    assert torch.equal(prior(chance, noise), prior(chance, noise))
+    assert torch.isfinite(prior(chance, noise)).all()
+    with pytest.raises(ValueError, match="50 residual latents; at least 100"):
+        fit_residual_prior(clusters(50))
