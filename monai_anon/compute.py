@@ -4,6 +4,7 @@ its figures only within the precision.
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,7 @@ class Compute:
     def replays_graphs(self) -> bool:
         return self.compiled in ("reduce-overhead", "max-autotune")
 
-    def prepare(self, *networks: nn.Module | None) -> None:
+    def prepare(self, *networks: nn.Module) -> None:
         """Layout and compilation of networks, in place: parameters, names and state dicts stay as they are. What is
         synchronised over ranks is not compiled.
 
@@ -47,8 +48,6 @@ class Compute:
             ValueError: channels last is asked for where torch crashes.
         """
         for network in networks:
-            if network is None:
-                continue
             if self.lays_channels_last(network):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             if self.compiled is not None and not synchronised(network):
@@ -71,8 +70,12 @@ class Compute:
 
     def run(self, network: Callable[..., Any], *inputs: Any) -> Any:
         """A network under autocast, on tensors or on tuples of tensors."""
-        with torch.autocast(inputs[0][0].device.type, torch.bfloat16, enabled=self.bf16):
+        with self.autocast(inputs[0][0].device):
             return network(*inputs)
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        """The precision of networks on `device`, as a context."""
+        return torch.autocast(device.type, torch.bfloat16, enabled=self.bf16)
 
     def begin_step(self) -> None:
         """To be called before each iteration: tells CUDA graphs that the last one's results are no longer needed."""
@@ -81,6 +84,11 @@ class Compute:
 
 
 PLAIN = Compute()
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """Compiled networks run as they are: for validation and pictures, of other sizes than the training."""
+    return torch.compiler.set_stance("force_eager")
 
 
 def synchronised(network: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from monai.engines.utils import IterationEvents
 from torch import Tensor, nn
 
 from monai_anon import ranks
+from monai_anon.compute import uncompiled
 from monai_anon.optimisation import Updater
 
 logger = logging.getLogger("monai_anon")
@@ -268,10 +269,7 @@ class StepEvaluator(Evaluator):
     def _iteration(self, engine: Any, batchdata: dict[str, Tensor]) -> dict[str, Tensor]:
         batch = {k: v.to(self.state.device) if isinstance(v, Tensor) else v for k, v in batchdata.items()}
         devices = [self.state.device] if self.state.device.type == "cuda" else []
-        eager = torch.compiler.set_stance(
-            "force_eager"
-        )  # other sizes and modes would be compiled anew, for a few batches
-        with eager, torch.no_grad(), torch.random.fork_rng(devices):
+        with torch.no_grad(), torch.random.fork_rng(devices), uncompiled():
             seed_iteration(self.seed, 0, self.state.iteration)
             engine.state.output = self.measure(batch)
         for name, value in engine.state.output.items():

@@ -18,7 +18,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from monai_anon import losses
 from monai_anon.cohort import PairLoader
-from monai_anon.compute import Compute, described
+from monai_anon.compute import Compute, described, uncompiled
 from monai_anon.engines import StepTrainer
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 from monai_anon.ranks import world_size
@@ -292,7 +292,8 @@ class ImageGrid:
     def draw(self) -> Tensor:
         """The grid `(C, 6 S, columns S)`, uint8."""
         batch = {k: v[: self.columns] for k, v in self.loader.batch(0).items()}
-        return to_uint8(replacement_grid(self.model, batch["i_ori"], batch["i_tar"], self.vae))
+        with uncompiled():
+            return to_uint8(replacement_grid(self.model, batch["i_ori"], batch["i_tar"], self.vae))
 
 
 def replacement_grid(model: Disentangler, i_ori: Tensor, i_tar: Tensor, vae: IdentityVAE | None = None) -> Tensor:

@@ -35,8 +35,7 @@ class RecogniserStep:
         """Named unweighted terms."""
         self.network.train()
         self.compute.begin_step()
-        device = next(iter(batch.values())).device
-        with torch.autocast(device.type, torch.bfloat16, enabled=self.compute.bf16):
+        with self.compute.autocast(next(iter(batch.values())).device):
             terms = self.objective(self.network, batch)
         self.updater.update(torch.stack(list(terms.values())).sum(), progress)
         return {name: value.detach() for name, value in terms.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from monai_anon import losses
 from monai_anon.compute import PLAIN, Compute
@@ -136,11 +136,11 @@ class DisentanglementStep:
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
         classes = recogniser.head.out_features if recogniser is not None else 0
         self.independence = Independence(weighted, model.encoder.latent_sizes, recipe.noise, classes)
-        others: list[nn.Module] = [*self.critics.values(), *self.independence.correlations.values()]
-        for other in others + ([recogniser] if recogniser is not None else []):
+        guides = [recogniser] if recogniser is not None else []
+        for other in (*self.critics.values(), *self.independence.correlations.values(), *guides):
             other.to(next(model.parameters()).device)
         self.compute = compute
-        compute.prepare(model.encoder, model.decoder, *self.critics.values(), getattr(recogniser, "body", None))
+        compute.prepare(model.encoder, model.decoder, *self.critics.values(), *(guide.body for guide in guides))
         self.updater = Updater([model], optimisation, averaged=model)
         self.critic_updaters = {term: Updater([network], optimisation) for term, network in self.critics.items()}
 

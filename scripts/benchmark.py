@@ -10,8 +10,9 @@ what else ran on it. Nothing is downloaded; images are generated in a temporary 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -68,13 +69,15 @@ def step(
 
     from monai_anon.compute import chosen
 
-    with plain_errors():
+    def measure() -> dict[str, Any]:
         compute = chosen(device, bf16, channels_last, False if compiled == "none" else compiled, threads)
         result = benchmark.measure(compute, device, recipe, batch_size, rounds, steps, size, shares, memory)
         result["parts"] = benchmark.parts(device, batch_size, size)
         if hot_spots:
             result["hot_spots"] = benchmark.hot_spots(compute, device, recipe, batch_size, size)
-    timing.show({"benchmark": "step", **timing.environment(device), **result}, as_json, output)
+        return result
+
+    show_measured("step", measure, as_json, output, device, threads)
 
 
 @app.command()
@@ -129,6 +132,24 @@ def quality(
     benchmark.report(result, output, as_json)
 
 
+def show_measured(
+    name: str,
+    measure: Callable[[], dict[str, Any]],
+    as_json: bool,
+    output: Path | None,
+    device: str = "cpu",
+    threads: int | None = None,
+) -> None:
+    """Set the threads, measure, and show the figures with what they must be read with."""
+    from monai_anon.bundles import chosen_device
+    from monai_anon.compute import chosen
+
+    with plain_errors():
+        chosen(chosen_device(device), threads=threads)
+        result = {"benchmark": name, **timing.environment(device), **measure()}
+    timing.show(result, as_json, output)
+
+
 @contextmanager
 def plain_errors() -> Iterator[None]:
     """What a person can mend, as one line on stderr."""
@@ -153,10 +174,14 @@ def data(
     """Pair batches and starts of a cohort against CacheDataset and DataLoader, and against what the step asks for."""
     from benchmarks import data as benchmark
 
-    with plain_errors():
-        about = prepared(device, threads)
-        result = benchmark.measure(device, images, sizes, batch_size, rounds=rounds)
-    timing.show({"benchmark": "data", **about, **result}, as_json, output)
+    show_measured(
+        "data",
+        lambda: benchmark.measure(device, images, sizes, batch_size, rounds=rounds),
+        as_json,
+        output,
+        device,
+        threads,
+    )
 
 
 @app.command()
@@ -174,9 +199,7 @@ def scale(
     """CheXpert's size: how fast a cache is built and read from the disk, and what another million images costs."""
     from benchmarks import scale as benchmark
 
-    with plain_errors():
-        result = benchmark.measure(images, size, files, folder)
-    timing.show({"benchmark": "scale", **timing.environment(), **result}, as_json, output)
+    show_measured("scale", lambda: benchmark.measure(images, size, files, folder), as_json, output)
 
 
 @app.command()
@@ -203,15 +226,15 @@ def ranks(
     from benchmarks import ranks as benchmark
 
     images = batch_size or (32 if recipe == "paper" else 24)
+    if not model:
+        show_measured("ranks", lambda: benchmark.measure(recipe, images, processes, rounds, steps), as_json, output)
+        return
+    modelled = partial(exchange.model, recipe, images, step_ms=step_ms, tflops=tflops)
+    if as_json or output is not None:
+        show_measured("ranks", modelled, as_json, output)
+        return
     with plain_errors():
-        if model:
-            result = exchange.model(recipe, images, step_ms=step_ms, tflops=tflops)
-        else:
-            result = benchmark.measure(recipe, images, processes, rounds, steps)
-    if model and not as_json and output is None:
-        typer.echo(exchange.shown(result))
-    else:
-        timing.show({"benchmark": "ranks", **timing.environment(), **result}, as_json, output)
+        typer.echo(exchange.shown(modelled()))
 
 
 @app.command()
@@ -225,9 +248,7 @@ def render(
     """Generated images drawn and written, on one thread and on one a core."""
     from benchmarks import render as benchmark
 
-    with plain_errors():
-        result = benchmark.measure(size, images, rounds)
-    timing.show({"benchmark": "render", **timing.environment(), **result}, as_json, output)
+    show_measured("render", lambda: benchmark.measure(size, images, rounds), as_json, output)
 
 
 @app.command()
@@ -245,10 +266,14 @@ def anonymize(
     """Files anonymised as the command does it, against the bundle's inference.json run by MONAI."""
     from benchmarks import anonymize as benchmark
 
-    with plain_errors():
-        about = prepared(device, threads)
-        result = benchmark.measure(images, size, batch_size, rounds, device, bundle)
-    timing.show({"benchmark": "anonymize", **about, **result}, as_json, output)
+    show_measured(
+        "anonymize",
+        lambda: benchmark.measure(images, size, batch_size, rounds, device, bundle),
+        as_json,
+        output,
+        device,
+        threads,
+    )
 
 
 @app.command()
@@ -269,10 +294,14 @@ def gallery(
     """Identity latents against MONAI's loader and inferer; the exact search of people among them."""
     from benchmarks import gallery as benchmark
 
-    with plain_errors():
-        about = prepared(device, threads)
-        result = benchmark.measure(images, batch_size, vectors, queries, length, rounds, memory, device, bundle)
-    timing.show({"benchmark": "gallery", **about, **result}, as_json, output)
+    show_measured(
+        "gallery",
+        lambda: benchmark.measure(images, batch_size, vectors, queries, length, rounds, memory, device, bundle),
+        as_json,
+        output,
+        device,
+        threads,
+    )
 
 
 @app.command()
@@ -290,19 +319,9 @@ def start(
     """From the start of the chest bundle's training command to its first step, on a cached cohort."""
     from benchmarks import start as benchmark
 
-    with plain_errors():
-        about = prepared(device, threads)
-        result = benchmark.measure(repeats, images, device, threads)
-    timing.show({"benchmark": "start", **about, **result}, as_json, output)
-
-
-def prepared(device: str, threads: int | None) -> dict[str, Any]:
-    """Set the threads, and say what the figures must be read with."""
-    from monai_anon.bundles import chosen_device
-    from monai_anon.compute import chosen
-
-    chosen(chosen_device(device), threads=threads)
-    return timing.environment(device)
+    show_measured(
+        "start", lambda: benchmark.measure(repeats, images, device, threads), as_json, output, device, threads
+    )
 
 
 @app.command("all")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,3 +45,12 @@ def fixed_seed() -> Iterator[None]:
 def root() -> Path:
     """The repository's root."""
     return ROOT
+
+
+@pytest.fixture
+def scripts(root: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """`scripts/`, whose modules can be imported during a test and are forgotten after it."""
+    monkeypatch.syspath_prepend(str(root / "scripts"))
+    yield root / "scripts"
+    for name in [name for name in sys.modules if name.split(".")[0] in ("benchmark", "benchmarks")]:
+        del sys.modules[name]

@@ -1,6 +1,5 @@
 """The cost model of exchanges has known answers, and weak scaling is measured on real processes."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,7 @@ from torch import nn
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(SCRIPTS))
-    monkeypatch.setenv("PYTHONPATH", str(SCRIPTS))  # of the ranks
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 def test_large_sums_travel_by_a_ring_and_small_ones_by_a_tree():

@@ -1,8 +1,6 @@
 """The step that is timed and the reference it is timed against do the same work."""
 
 import copy
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +16,7 @@ from monai_anon.steps import DisentanglementStep, Recipe
 SILENT = dict.fromkeys(Latents._fields, 0.0)
 
 
-@pytest.fixture(autouse=True)
-def _scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "scripts"))
-    yield
-    for name in [name for name in sys.modules if name.split(".")[0] == "benchmarks"]:
-        del sys.modules[name]
+pytestmark = pytest.mark.usefixtures("scripts")
 
 
 def test_the_authors_order_gives_the_terms_of_our_step():

@@ -7,13 +7,15 @@ import shutil
 import pytest
 import torch
 from test_steps import make_step
-from tiny import LATENT_SIZES, SIZE, pair_batch
+from tiny import LATENT_SIZES, SIZE, pair_batch, tiny_cohort
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_anon import compute
+from monai_anon.cohort import PairLoader
 from monai_anon.compute import MODES, Compute, bf16_pays, chosen
-from monai_anon.handlers import ComputeNote
+from monai_anon.engines import StepEvaluator
+from monai_anon.handlers import ComputeNote, ImageGrid, ReplacementScore
 from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import Decoder, Discriminator, Disentangler, Encoder, LatentClassifier, Recogniser
 from monai_anon.optimisation import Optimisation
@@ -169,7 +171,7 @@ def test_a_layout_that_crashes_torch_is_refused():
 def test_preparing_keeps_names_and_values_of_the_weights():
     model = networks("batch")["model"]
     before = copy.deepcopy(model.state_dict())
-    Compute(channels_last=True, compiled="default").prepare(model, None)
+    Compute(channels_last=True, compiled="default").prepare(model)
     after = model.state_dict()
     assert list(before) == list(after) and all(torch.equal(before[name], after[name]) for name in before)
     assert model.encoder.blocks[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
@@ -191,6 +193,35 @@ def test_every_network_of_a_step_is_prepared(monkeypatch):
     make_step(compute=Compute(compiled="reduce-overhead"))
     assert sorted(name for name, _ in modes) == ["Decoder", "Discriminator", "Discriminator", "Encoder", "Sequential"]
     assert all(options == {"mode": "reduce-overhead", "dynamic": False} for _, options in modes)
+
+
+def test_networks_that_talk_to_other_ranks_are_not_compiled(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(nn.Module, "compile", lambda self, **options: compiled.append(self))
+    batch, group = networks("batch")["model"], networks("group")["model"]
+    Compute(compiled="default").prepare(batch, group)
+    monkeypatch.setattr(compute, "distributed", lambda: True)
+    Compute(compiled="default").prepare(batch, group)
+    assert compiled == [batch, group, group]
+
+
+def test_validation_and_pictures_run_compiled_networks_as_they_are(tmp_path):
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(len(inputs))
+        return graph.forward
+
+    model = networks("group")["model"]
+    for network in (model.encoder, model.decoder):
+        network.compile(backend=backend)
+    loader = PairLoader(tiny_cohort(), 6)
+    evaluator = StepEvaluator("cpu", loader, ReplacementScore(model))
+    evaluator.run()
+    ImageGrid(model, loader, tmp_path).draw()
+    assert evaluator.state.metrics["score"] > 0 and seen == []
+    model(loader.batch(0)["i_ori"])
+    assert seen
 
 
 @pytest.mark.parametrize("mode", MODES)

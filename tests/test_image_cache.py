@@ -372,6 +372,15 @@ def test_drafts_that_nobody_wrote_to_for_a_day_are_removed(manifest, cache):
     assert {name for name, path in drafts.items() if path.exists()} == {"young", "locked"}
 
 
+def test_hidden_files_that_are_no_drafts_are_left_alone(manifest, cache):
+    cache.mkdir()
+    foreign = cache / "._1x8_copy.npy"  # as another system leaves them
+    foreign.write_bytes(b"")
+    os.utime(foreign, (time.time() - 90_000,) * 2)
+    load(manifest, cache)
+    assert foreign.exists()
+
+
 # ---- Reading from the disk ----
 
 
