@@ -1,14 +1,10 @@
 """What of an original may pass into its release, and the bound that follows.
 
-A released image is decoded from three latents. What of them is taken from the original is the channel:
+A released image is decoded from an identity, a medical and a residual latent. The paper takes the last two from the
+original, and both carry the patient. Here are the parts of another way, which no anonymizer uses yet: instead of the
+medical latent pass the number of a prototype, its code, and draw the residual as well as the identity.
 
-| policy | identity | medical | residual | what the release may say of the original |
-|---|---|---|---|---|
-| `latents` (the paper) | synthetic | the original's | the original's | no bound |
-| `residual` | synthetic | the original's | drawn | what the medical latent holds; no bound |
-| `code` (ours) | synthetic | a prototype | drawn | at most log2 K bits |
-
-**The bound.** Under `code` the release is g(j, u): j in {1, ..., K} is the number of a prototype that the original is
+**The bound.** The release is then g(j, u): j in {1, ..., K} is the number of a prototype that the original is
 given, u is noise drawn without looking at the original, g is fixed. Original -> j -> release is then a Markov chain,
 and by the data-processing inequality I(original; release) <= H(j) <= log2 K bits, whatever g is and whoever looks. A
 guess of who the original is, among N equally likely people with one image each, is right with a probability of at most
@@ -28,25 +24,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-POLICIES = ("latents", "residual", "code")
 LEVELS = (2, 4, 8, 16, 32, 64, 128, 256)
 FINEST = LEVELS[-1]
 
 
 @dataclass(frozen=True)
 class Statement:
-    """What a release may say of its original: for a row, a certificate, a person.
+    """What a code may say of its original: for a row, a certificate, a person.
 
     Args:
-        policy: one of `POLICIES`.
-        bits: the bound, log2 of the number of prototypes; None without one.
-        patients: the fewest training patients that share a prototype; None without prototypes.
+        bits: the bound, log2 of the number of prototypes.
+        patients: the fewest training patients that share a prototype.
         epsilon: of the randomised response; None where the code is passed as it is.
     """
 
-    policy: str
-    bits: float | None = None
-    patients: int | None = None
+    bits: float
+    patients: int
     epsilon: float | None = None
 
 
@@ -92,7 +85,7 @@ class Codebook(nn.Module):
     def statement(self, level: int, epsilon: float | None = None) -> Statement:
         """The bound at a level."""
         shared = self.patients[level][self.patients[level] > 0]
-        return Statement("code", math.log2(len(shared)), int(shared.min()), epsilon)
+        return Statement(math.log2(len(shared)), int(shared.min()), epsilon)
 
 
 def respond(code: Tensor, count: int, epsilon: float, chance: Tensor, other: Tensor) -> Tensor:

@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from monai_anon.channel import FINEST, LEVELS, Codebook, fit_codebook, fit_residual_prior, invariant_axes, respond
+from monai_anon.channel import (
+    FINEST,
+    LEVELS,
+    Codebook,
+    fit_codebook,
+    fit_residual_prior,
+    invariant_axes,
+    merged,
+    respond,
+)
 
 SIZE, PEOPLE, IMAGES = 3, 300, 4
 
@@ -69,6 +78,13 @@ def test_the_finding_is_always_part_of_the_code(fitted):
         pairs = torch.stack([book(medical, finding, level), finding], 1).unique(dim=0)
         assert len(pairs) == len(pairs[:, 0].unique())
         assert (book(medical, 1 - finding, level) != book(medical, finding, level)).all()
+
+
+def test_groups_of_two_findings_are_never_joined_however_near():
+    labels, kinds = np.repeat(np.arange(4), 30), np.array([0, 1, 0, 1])
+    places = np.repeat([0.0, 0.0, 9.0, 9.0], 30)[:, None]
+    groups = merged(np.arange(4), labels, kinds, places, np.arange(120), count=2, fewest=5)
+    assert groups[0] == groups[2] != groups[1] == groups[3]
 
 
 def test_equal_codes_give_equal_latents_whoever_it_was(fitted):

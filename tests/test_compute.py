@@ -19,6 +19,7 @@ from monai_anon.handlers import ComputeNote, ImageGrid, ReplacementScore
 from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import Decoder, Discriminator, Disentangler, Encoder, LatentClassifier, Recogniser
 from monai_anon.optimisation import Optimisation
+from monai_anon.recognition import RecogniserStep, finding_objective
 from monai_anon.steps import Recipe
 
 PAPER = {"medical": 5.0, "identity": 5.0, "ssim": 1.0, "psnr": 1.0, "adversarial": 1.0, "disentanglement": 5.0}
@@ -86,6 +87,20 @@ def test_bf16_networks_give_float32_losses_near_the_exact_ones():
     for term in ("ssim", "psnr", "pixel", "medical"):
         assert terms[term].dtype == torch.float32
         assert float(terms[term]) == pytest.approx(exact[term], rel=0.02)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_networks_compute_in_the_precision_that_was_chosen(bf16):
+    parts, seen = networks("group"), set()
+    for network in parts.values():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(lambda _, __, output: seen.add(output.dtype))
+    make_step(compute=Compute(bf16=bf16), **parts)(pair_batch(), 0.5)
+    RecogniserStep(parts["recogniser"].requires_grad_(), finding_objective, Optimisation(), Compute(bf16=bf16))(
+        pair_batch(), 0.5
+    )
+    assert seen == {torch.bfloat16 if bf16 else torch.float32}
 
 
 def test_bf16_trains_to_the_figures_of_float32():
