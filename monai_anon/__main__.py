@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from monai_anon import __version__
 from monai_anon.evaluation import verbs
-from monai_anon.evaluation.verbs import BundleOption, ModelOption
+from monai_anon.evaluation.verbs import BundleOption, EpsilonOption, ModelOption, PolicyOption, PrototypesOption
 
 PARTLY, REFUSED = 1, 2
 
@@ -176,6 +176,9 @@ def anonymize(
             "an image was made under.  [default: a new random one, never shown]"
         ),
     ] = None,
+    policy: PolicyOption = None,
+    prototypes: PrototypesOption = None,
+    epsilon: EpsilonOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
     device: Annotated[
         Optional[str],  # noqa: UP045
@@ -193,6 +196,9 @@ def anonymize(
     original's size, depth and mode and holds pixels only. Each copy is written whole or not at all; an image that
     cannot be read, checked or anonymised is not written but reported at the end, and the exit code is then 1.
 
+    What each copy may say of its original stands in OUTPUT/statements.jsonl. Several copies of one person say more
+    than one: their bits add up.
+
     File names are kept: rename files whose names tell who it is.
 
     \b
@@ -200,11 +206,14 @@ def anonymize(
       monai-anon anonymize data/chest/images out --bundle bundles/chest
     """  # noqa: D301
     from monai_anon.bundles import chosen_device, load_anonymizer
-    from monai_anon.jobs import plan_files, shown
+    from monai_anon.jobs import SUFFIX, Job, plan_files, shown
     from monai_anon.release import FileAnonymizer
+    from monai_anon.statements import append_statements, in_words, statement_of
 
     plan = plan_files(inputs, output, overwrite)
-    network, settings = load_anonymizer(bundle, model, chosen_device(device))
+    channel = {"policy": policy, "prototypes": prototypes, "epsilon": epsilon}
+    network, settings = load_anonymizer(bundle, model, chosen_device(device), channel)
+    statement = statement_of(network, settings.model_file)
     refusals = list(plan.refusals)
     if dry_run:
         typer.echo(f"would read {shown(settings.model_file)}")
@@ -212,11 +221,18 @@ def anonymize(
             typer.echo(f"would read {shown(job.source)} and write {shown(job.target)}")
     else:
         anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size)
-        refusals += anonymizer.run(plan.jobs, overwrite)
+        folder = output if output.suffix.lower() != SUFFIX or output.is_dir() else None
+
+        def note(written: list[Job]) -> None:
+            if folder is not None:
+                append_statements(folder, [str(job.target.relative_to(folder)) for job in written], statement)
+
+        refusals += anonymizer.run(plan.jobs, overwrite, note=note)
         done = len(plan.jobs) + len(plan.refusals) - len(refusals)
         typer.echo(
             f"wrote {done} of {len(plan.jobs) + len(plan.refusals)} images to {shown(output)}; their names were kept"
         )
+    typer.echo(in_words(statement))
     if plan.left_out:
         typer.echo(f"left out: {plan.left_out} file(s) that are neither PNG nor JPEG", err=True)
     for refusal in refusals:

@@ -7,11 +7,14 @@ only and is read as such.
 from __future__ import annotations
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from monai_anon.channel import ChannelError
 
 _CONFIG = Path("configs") / "inference.json"
 _LISTED = 3  # entries that an error about weights names
@@ -30,24 +33,28 @@ class InferenceSettings(NamedTuple):
 
 
 def load_anonymizer(
-    bundle: str | Path, model: str | Path | None = None, device: str | torch.device = "cpu"
+    bundle: str | Path,
+    model: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    settings: Mapping[str, Any] | None = None,
 ) -> tuple[nn.Module, InferenceSettings]:
     """The anonymizer of a bundle's `configs/inference.json`, in evaluation mode on `device`.
 
     Args:
         bundle: the bundle's folder.
         model: file with the weights of both stages; None for the config's own `model_file`.
+        settings: entries of the config in place of its own, such as `policy`; those that are None stay as they are.
 
     Raises:
         BundleError: no such bundle or config, a config that cannot be built, no model file (names the commands that
-            make one), weights that do not fit or are not finite.
+            make one), weights that do not fit, are not finite, or hold no prototypes where the policy needs them.
     """
     bundle = Path(bundle)
     config = bundle / _CONFIG
     if not config.is_file():
         what = "has no configs/inference.json" if bundle.is_dir() else "is no folder"
         raise BundleError(f"{bundle} {what}; --bundle takes a bundle's folder, such as bundles/chest")
-    values = _evaluated(bundle, config)
+    values = _evaluated(bundle, config, {key: value for key, value in (settings or {}).items() if value is not None})
     file = Path(model) if model is not None else Path(values["model_file"])
     if not file.is_file():
         raise BundleError(_missing_model(bundle, file))
@@ -77,7 +84,7 @@ def chosen_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _evaluated(bundle: Path, config: Path) -> dict[str, Any]:
+def _evaluated(bundle: Path, config: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of the config that are needed here, built by MONAI's parser, with `bundle_root` set to the folder."""
     from monai.bundle import ConfigParser
 
@@ -89,7 +96,9 @@ def _evaluated(bundle: Path, config: Path) -> dict[str, Any]:
     missing = [name for name in wanted if name not in content]
     if missing:
         raise BundleError(f"{config} has no {', '.join(missing)}; see bundles/chest/configs/inference.json")
-    parser = ConfigParser(content | {"bundle_root": str(bundle)})
+    if unknown := [name for name in settings if name not in content]:
+        raise BundleError(f"{config} has no {', '.join(unknown)}: its anonymizer takes no such setting")
+    parser = ConfigParser(content | {"bundle_root": str(bundle)} | dict(settings))
     try:
         return {name: parser.get_parsed_content(name) for name in wanted}
     except (RuntimeError, ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
@@ -135,11 +144,21 @@ def _load_weights(network: nn.Module, file: Path, config: Path) -> None:
     }
     wrong = [f"it {verb} {_some(map(str, names))}" for verb, names in reasons.items() if names]
     if wrong:
-        raise BundleError(f"{file} does not fit the network of {config}: {'; '.join(wrong)}")
+        older = "; run stage 2 again, which adds prototypes and a prior" if _without_channel(state, expected) else ""
+        raise BundleError(f"{file} does not fit the network of {config}: {'; '.join(wrong)}{older}")
     broken = [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise BundleError(f"{file} holds values that are NaN or infinite: {_some(broken)}")
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(state)
+    except ChannelError as error:
+        raise BundleError(f"{file}: {error}") from error
+
+
+def _without_channel(state: Mapping[str, Any], expected: Mapping[str, Any]) -> bool:
+    """Whether all that is missing from a file is the channel, which models had none of before it was there."""
+    missing = [name for name in expected if name not in state]
+    return bool(missing) and all(name.startswith("channel.") for name in missing)
 
 
 def _some(names: Any) -> str:

@@ -1,8 +1,14 @@
 """What of an original may pass into its release, and the bound that follows.
 
 A released image is decoded from an identity, a medical and a residual latent. The paper takes the last two from the
-original, and both carry the patient. Here are the parts of another way, which no anonymizer uses yet: instead of the
-medical latent pass the number of a prototype, its code, and draw the residual as well as the identity.
+original, and both carry the patient. Another way: instead of the medical latent pass the number of a prototype, its
+code, and draw the residual as well as the identity.
+
+| policy | medical latent | residual latent | bound |
+|---|---|---|---|
+| `latents` (the paper) | the original's | the original's | none |
+| `residual` | the original's | drawn | none |
+| `code` | a prototype's | drawn | log2 K bits; with an epsilon, local differential privacy |
 
 **The bound.** The release is then g(j, u): j in {1, ..., K} is the number of a prototype that the original is
 given, u is noise drawn without looking at the original, g is fixed. Original -> j -> release is then a Markov chain,
@@ -15,17 +21,22 @@ release is then eps-locally differentially private in the image.
 It does not cover what g remembers of training patients, nor several releases of one person: their bits add up.
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from monai_anon.networks import Latents
+
+POLICIES = ("latents", "residual", "code")
 LEVELS = (2, 4, 8, 16, 32, 64, 128, 256)
 FINEST = LEVELS[-1]
+
+
+class ChannelError(ValueError):
+    """A channel that is asked for what it cannot do, or was never fitted."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,10 @@ class Codebook(nn.Module):
         """The medical latents `(B, D)` of codes `(B,)`."""
         return self.prototypes[level, code]
 
+    def count(self, level: int) -> int:
+        """How many prototypes a level has: at most as many as its entry of `LEVELS`; 0 before they are fitted."""
+        return int((self.patients[level] > 0).sum())
+
     def statement(self, level: int, epsilon: float | None = None) -> Statement:
         """The bound at a level."""
         shared = self.patients[level][self.patients[level] > 0]
@@ -102,137 +117,14 @@ def respond(code: Tensor, count: int, epsilon: float, chance: Tensor, other: Ten
     return torch.where(chance < keep, code, (code + shift) % count)
 
 
-def invariant_axes(medical: np.ndarray, patient: np.ndarray, finding: np.ndarray, limit: float = 0.3) -> np.ndarray:
-    """Directions `(D, d)` of the medical latent `(N, D)` that say little of who the patient is, each of within-patient
-    variance 1.
-
-    Solves the generalised eigenproblem of between- and within-patient covariance, over patients `(N,)` with two images
-    or more, after the findings' means are taken out: a finding that never changes within a patient is no identity. Kept
-    are directions whose ratio of variances is at most `limit`, and always the best one.
-
-    Raises:
-        ValueError: fewer than two patients have two images.
-    """
-    from scipy.linalg import eigh
-
-    centred = medical.astype(np.float64).copy()
-    for one in np.unique(finding):
-        centred[finding == one] -= centred[finding == one].mean(0)
-    _, codes, counts = np.unique(patient, return_inverse=True, return_counts=True)
-    means = np.zeros((len(counts), medical.shape[1]))
-    np.add.at(means, codes, centred)
-    means /= counts[:, None]
-    several = counts > 1
-    if several.sum() < 2:
-        raise ValueError("two patients with two images each are needed to tell what is a patient's")
-    rest = (centred - means[codes])[several[codes]]
-    within = rest.T @ rest / (len(rest) - several.sum()) + 1e-9 * np.eye(medical.shape[1])
-    between = np.cov(means[several].T).reshape(within.shape) - within / counts[several].mean()
-    ratios, axes = eigh(between, within)  # ascending
-    found: np.ndarray = axes[:, : max(1, int((ratios <= limit).sum()))]
-    return found
+# ---- Latents of nobody ----
 
 
-def fit_codebook(
-    medical: np.ndarray,
-    patient: np.ndarray,
-    finding: np.ndarray,
-    fewest: int = 20,
-    limit: float = 0.3,
-    seed: int = 0,
-) -> Codebook:
-    """Prototypes of the medical latents `(N, D)` of training images.
-
-    k-means in the patient-invariant coordinates, within each predicted finding `(N,)`: the finding is always part of
-    the code. Clusters are then merged, each time the two of one finding whose union costs least (Ward 1963), until at
-    most as many are left as a level has and every one holds `fewest` patients; each level goes on from the finer one. A
-    prototype is the mean latent of its images, all of its dimensions: an average of many people.
+class Mixture(nn.Module):
+    """A mixture of Gaussians of training images' latents, from which a release draws its own.
 
     Args:
-        patient: codes `(N,)`.
-        fewest: training patients that must share each prototype, at every level.
-        limit: see `invariant_axes`.
-
-    Raises:
-        ValueError: a finding has fewer patients than `fewest`, or there are too few images.
-    """
-    from sklearn.cluster import KMeans
-
-    axes = invariant_axes(medical, patient, finding, limit)
-    places = medical @ axes
-    labels = np.zeros(len(medical), int)
-    centres: list[np.ndarray] = []
-    kinds: list[int] = []
-    findings, images = np.unique(finding, return_counts=True)
-    for one, count in zip(findings, images, strict=True):
-        people = len(np.unique(patient[finding == one]))
-        if people < fewest:
-            raise ValueError(f"finding {one} has {people} patients; each prototype must be shared by {fewest}")
-        rows = np.flatnonzero(finding == one)
-        clusters = min(FINEST // len(findings), max(1, count // 4))
-        means = KMeans(clusters, n_init=1, random_state=seed).fit(places[rows])
-        labels[rows] = means.labels_ + len(centres)
-        centres += list(means.cluster_centers_)
-        kinds += [one] * clusters
-    book = Codebook(medical.shape[1])
-    book.axes[:, : axes.shape[1]] = torch.from_numpy(axes).float()
-    book.axes[:, axes.shape[1] :] = 0.0
-    book.points[: len(centres), : axes.shape[1]] = torch.from_numpy(np.array(centres)).float()
-    book.finding[: len(kinds)] = torch.tensor(kinds)
-    members = np.arange(len(centres))
-    for level in range(len(LEVELS) - 1, -1, -1):
-        members = merged(members, labels, np.array(kinds), places, patient, LEVELS[level], fewest)
-        codes = members[labels]
-        book.members[level, : len(members)] = torch.from_numpy(members)
-        for code in range(members.max() + 1):
-            book.prototypes[level, code] = torch.from_numpy(medical[codes == code].mean(0))
-            book.patients[level, code] = len(np.unique(patient[codes == code]))
-    return book
-
-
-def merged(
-    members: np.ndarray,
-    labels: np.ndarray,
-    kinds: np.ndarray,
-    places: np.ndarray,
-    patient: np.ndarray,
-    count: int,
-    fewest: int,
-) -> np.ndarray:
-    """`members` (finest cluster to group) with groups of one kind joined, numbered from 0 without gaps.
-
-    First those with fewer than `fewest` patients, then whichever costs least, until `count` are left (or one a kind).
-    """
-    groups = members.copy()
-    while True:
-        codes = groups[labels]
-        numbers = np.unique(groups)
-        people = np.array([len(np.unique(patient[codes == g])) for g in numbers])
-        sizes = np.array([(codes == g).sum() for g in numbers])
-        means = np.array([places[codes == g].mean(0) for g in numbers])
-        kind = np.array([kinds[groups == g][0] for g in numbers])
-        small = people < fewest
-        if len(numbers) <= max(count, len(np.unique(kinds))) and not small.any():
-            return np.unique(groups, return_inverse=True)[1]
-        apart = ((means[:, None] - means[None]) ** 2).sum(-1)
-        cost = apart * sizes[:, None] * sizes / (sizes[:, None] + sizes)
-        cost[(kind[:, None] != kind) | np.eye(len(numbers), dtype=bool)] = np.inf
-        if small.any():
-            cost[~small] = np.inf
-        if not np.isfinite(cost).any():
-            raise ValueError(f"prototypes shared by {fewest} patients cannot be had from so few patients")
-        one, other = np.unravel_index(cost.argmin(), cost.shape)
-        groups[groups == numbers[other]] = numbers[one]
-
-
-# ---- A residual of nobody ----
-
-
-class ResidualPrior(nn.Module):
-    """A mixture of Gaussians of residual latents, from which a release draws its own.
-
-    Args:
-        size: dimensions of the residual latent.
+        size: dimensions of the latent.
         components: of the mixture.
     """
 
@@ -247,33 +139,97 @@ class ResidualPrior(nn.Module):
         self.register_buffer("factors", torch.eye(size).repeat(components, 1, 1))
 
     def forward(self, chance: Tensor, noise: Tensor) -> Tensor:
-        """Residuals `(B, R)` of uniform numbers in [0, 1) `(B,)`, which choose the component, and standard normal noise
-        `(B, R)`: nothing of an original goes in.
+        """Latents `(B, D)` of uniform numbers in [0, 1) `(B,)`, which choose the component, and standard normal noise
+        `(B, D)`: nothing of an original goes in.
         """
-        component = torch.searchsorted(self.shares.cumsum(0), chance, right=True).clamp_max(len(self.shares) - 1)
+        edges = self.shares.cumsum(0)
+        component = torch.searchsorted(edges, chance.contiguous(), right=True).clamp_max(len(edges) - 1)
         return self.means[component] + torch.einsum("bij,bj->bi", self.factors[component], noise)
 
 
-def fit_residual_prior(residual: np.ndarray, components: int = 16, fewest: int = 100, seed: int = 0) -> ResidualPrior:
-    """The mixture that fits residual latents `(N, R)` of training images.
+# ---- Both together ----
 
-    No component may be a few people's: one with fewer than `fewest` images (by its share) makes the fit start again
-    with one component less.
+
+class Channel(nn.Module):
+    """What a release is decoded from under the policies `residual` and `code`: `Latents` of an original to others.
+
+    Before it is fitted (`channel_fitting.fit_channel`) nothing passes under `code`: all originals have one prototype.
+
+    Args:
+        latent_sizes: of identity, medical and residual latent.
+        policy: one of `POLICIES`; under `latents` this module is not asked.
+        prototypes: K, one of `LEVELS`; a level may have fewer, never more.
+        epsilon: of the randomised response; None passes the code as it is.
+        components: of the residual's prior; the identity's is one Gaussian.
 
     Raises:
-        ValueError: fewer than `fewest` images.
+        ChannelError: an unknown policy, a K that is no level, an epsilon that is not above 0 or without `code`.
     """
-    from sklearn.mixture import GaussianMixture
 
-    if len(residual) < fewest:
-        raise ValueError(f"{len(residual)} residual latents; at least {fewest} are needed for a prior")
-    for count in range(min(components, len(residual) // fewest), 0, -1):
-        mixture = GaussianMixture(count, reg_covar=1e-4, random_state=seed).fit(residual)
-        if mixture.weights_.min() * len(residual) >= fewest or count == 1:
-            break
-    prior = ResidualPrior(residual.shape[1], components)
-    prior.shares.zero_()
-    prior.shares[:count] = torch.from_numpy(mixture.weights_).float()
-    prior.means[:count] = torch.from_numpy(mixture.means_).float()
-    prior.factors[:count] = torch.linalg.cholesky(torch.from_numpy(mixture.covariances_)).float()
-    return prior
+    def __init__(
+        self,
+        latent_sizes: Sequence[int],
+        policy: str = "code",
+        prototypes: int = 32,
+        epsilon: float | None = None,
+        components: int = 16,
+    ):
+        super().__init__()
+        if policy not in POLICIES:
+            raise ChannelError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+        if prototypes not in LEVELS:
+            raise ChannelError(f"prototypes is {prototypes}; it must be one of {', '.join(map(str, LEVELS))}")
+        if epsilon is not None and (policy != "code" or not epsilon > 0 or math.isinf(epsilon)):
+            raise ChannelError(f"epsilon is {epsilon}; it must be a number above 0, and goes with the policy code only")
+        self.policy, self.level = policy, LEVELS.index(prototypes)
+        self.epsilon: float = 0.0 if epsilon is None else float(epsilon)
+        self.identity_size, medical_size, self.residual_size = latent_sizes
+        self.noise_size = self.identity_size + self.residual_size + 3
+        self.codebook = Codebook(medical_size)
+        self.identity, self.residual = Mixture(self.identity_size, 1), Mixture(self.residual_size, components)
+
+    def forward(self, z: Latents, finding: Tensor, noise: Tensor) -> Latents:
+        """The latents to decode; the identity may have to be put on the encoder's sphere.
+
+        Args:
+            finding: predicted, `(B,)`.
+            noise: standard normal `(B, noise_size)`: for the identity, the residual, the residual's component, whether
+                to keep the code, and which other to take.
+        """
+        size = self.identity_size + self.residual_size
+        chance = 0.5 * (1 + torch.erf(noise[:, size:] / math.sqrt(2.0)))  # normal to uniform
+        identity = self.identity(torch.zeros_like(chance[:, 0]), noise[:, : self.identity_size])
+        residual = self.residual(chance[:, 0], noise[:, self.identity_size : size])
+        if self.policy == "residual":
+            return Latents(identity, z.medical, residual)
+        code = self.codebook(z.medical, finding, self.level)
+        count = self.codebook.count(self.level)
+        if self.epsilon > 0 and count > 1:
+            code = respond(code, count, self.epsilon, chance[:, 1], chance[:, 2])
+        return Latents(identity, self.codebook.latent(code, self.level), residual)
+
+    def fitted(self) -> bool:
+        """Whether there are prototypes."""
+        return self.codebook.count(self.level) > 0
+
+    def require_fitted(self) -> None:
+        """Raises:
+        ChannelError: the policy needs prototypes or a prior, and there are none.
+        """
+        if self.policy != "latents" and not self.fitted():
+            raise ChannelError(
+                f"this model has no prototypes, which the policy {self.policy} needs: its training part has too few "
+                "patients (stage 2 says so), or it is older than they are (run stage 2 again). The policy latents "
+                "passes on whatever the latents hold, without a bound"
+            )
+
+    def statement(self) -> Statement | None:
+        """What a release says of its original at most; None where nothing bounds it."""
+        if self.policy != "code":
+            return None
+        self.require_fitted()
+        return self.codebook.statement(self.level, self.epsilon or None)
+
+    def extra_repr(self) -> str:
+        """Settings, which tell two channels with the same tables apart."""
+        return f"policy={self.policy}, prototypes={LEVELS[self.level]}, epsilon={self.epsilon or None}"

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_anon.cohort import Cohort
-from monai_anon.networks import Disentangler, IdentityVAE
+from monai_anon.networks import Disentangler, IdentityVAE, Latents
 
 IdentitySource = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -38,16 +38,43 @@ class Gallery:
         return sums / index.bincount(minlength=len(codes))[:, None], codes
 
 
+@dataclass(frozen=True)
+class EncodedCohort:
+    """Latents of every image of a cohort, on the CPU, with patients' codes and predicted findings `(N,)`.
+
+    Biometric data, as a gallery is.
+    """
+
+    latents: Latents
+    patient: Tensor
+    finding: Tensor
+
+    def __repr__(self) -> str:
+        return f"EncodedCohort({len(self.patient)} images of {len(self.patient.unique())} patients)"
+
+    def gallery(self) -> Gallery:
+        """The identity latents."""
+        return Gallery(self.latents.identity, self.patient)
+
+
 @torch.no_grad()
-def build_gallery(model: Disentangler, cohort: Cohort, batch_size: int = 256) -> Gallery:
-    """Identity latents of every image of a cohort, in memory only."""
+def encode_cohort(model: Disentangler, cohort: Cohort, batch_size: int = 256) -> EncodedCohort:
+    """Latents of every image of a cohort, in memory only."""
     training, device = model.training, next(model.parameters()).device
     model.eval()
-    latents = []
+    parts, findings = [], []
     for rows in torch.arange(len(cohort)).split(batch_size):
-        latents.append(model.encode(cohort.batch(rows)["image"].to(device)).identity.float().cpu())
+        z = model.encode(cohort.batch(rows)["image"].to(device))
+        findings.append(model.classify(z.medical).argmax(1).cpu())
+        parts.append([latent.float().cpu() for latent in z])
     model.train(training)
-    return Gallery(torch.cat(latents), torch.as_tensor(cohort.patient))
+    latents = Latents(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return EncodedCohort(latents, torch.as_tensor(cohort.patient), torch.cat(findings))
+
+
+def build_gallery(model: Disentangler, cohort: Cohort, batch_size: int = 256) -> Gallery:
+    """Identity latents of every image of a cohort, in memory only."""
+    return encode_cohort(model, cohort, batch_size).gallery()
 
 
 @dataclass(frozen=True)

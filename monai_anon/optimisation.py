@@ -1,7 +1,7 @@
-"""Adam with a schedule, clipping, an exponential average and gradients averaged over ranks: the same for every step."""
+"""Adam or Muon with a schedule, clipping, an exponential average and gradients averaged over ranks, for every step."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +15,13 @@ from monai_anon.ranks import average_gradients
 
 @dataclass(frozen=True)
 class Optimisation:
-    """Adam's settings. `lr` rises over `warmup` (share of the training) and falls by a half cosine to `final` times
-    itself.
+    """The optimiser's settings.
+
+    `lr` rises over `warmup` (share of the training) and falls by a half cosine to `final` times itself.
 
     `warmup=0, final=1` keeps it constant (the paper). `clip` is the largest gradient norm (0: none), `ema` the
-    averaging factor a step (0: no average).
+    averaging factor a step (0: no average). `muon` moves matrices and kernels by Muon (Jordan et al. 2024), scaled so
+    that a step is as long as Adam's (Liu et al. 2025), and the rest by Adam: a step takes longer and does more.
     """
 
     lr: float = 2e-3
@@ -29,6 +31,7 @@ class Optimisation:
     ema: float = 0.995
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
+    muon: bool = False
 
     def factor(self, progress: float) -> float:
         """Learning rate over `lr` at `progress` in [0, 1]."""
@@ -37,14 +40,80 @@ class Optimisation:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
+SMALLEST_MATRIX = 16  # rows and columns: there is little to orthogonalise in a thinner one
+
+
+class Matrices:
+    """Muon over matrices and kernels, which it sees as matrices `(outputs, all inputs)`.
+
+    torch's own takes matrices only, so it gets views: they share the parameters' memory, whatever its layout.
+    """
+
+    def __init__(self, parameters: Iterable[nn.Parameter], settings: Optimisation):
+        self.parameters = list(parameters)
+        self.views = [nn.Parameter(as_matrix(p.data, p)) for p in self.parameters]
+        self.optimizer = torch.optim.Muon(
+            self.views, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+        )
+
+    def step(self, rate: float) -> None:
+        """One step at a learning rate; the parameters' gradients are used up."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for view, parameter in zip(self.views, self.parameters, strict=True):
+            view.data = as_matrix(parameter.data, parameter)  # a module that was moved has new memory
+            view.grad = None if parameter.grad is None else as_matrix(parameter.grad, parameter)
+        self.optimizer.step()
+        for parameter in (*self.views, *self.parameters):
+            parameter.grad = None
+
+    def state_dict(self) -> list[Tensor | None]:
+        """Each parameter's momentum in the parameter's own shape; None before its first step."""
+        moments = [self.optimizer.state[view].get("momentum_buffer") for view in self.views]
+        pairs = zip(moments, self.parameters, strict=True)
+        return [None if moment is None else as_kernels(moment, like).contiguous() for moment, like in pairs]
+
+    def load_state_dict(self, moments: Sequence[Tensor | None]) -> None:
+        for view, like, moment in zip(self.views, self.parameters, moments, strict=True):
+            if moment is not None:
+                laid_out = torch.empty_like(like).copy_(moment)
+                self.optimizer.state[view]["momentum_buffer"] = as_matrix(laid_out, like).clone()
+
+
+def is_matrix(parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix or kernels of at least `SMALLEST_MATRIX` rows and columns."""
+    return parameter.ndim >= 2 and min(len(parameter), parameter[0].numel()) >= SMALLEST_MATRIX
+
+
+def channels_last(tensor: Tensor) -> bool:
+    """Whether kernels lie in memory with their channels together, and not in the usual order as well."""
+    together = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
+    return together and not tensor.is_contiguous()
+
+
+def as_matrix(tensor: Tensor, like: Tensor) -> Tensor:
+    """`(O, ...)` as `(O, inputs)` in the memory order of `like`: a view where `tensor` has its layout."""
+    return (tensor.permute(0, 2, 3, 1) if channels_last(like) else tensor).flatten(1)
+
+
+def as_kernels(matrix: Tensor, like: Tensor) -> Tensor:
+    """`as_matrix` back: `(O, inputs)` in the shape of `like`."""
+    if not channels_last(like):
+        return matrix.reshape(like.shape)
+    return matrix.reshape(like.permute(0, 2, 3, 1).shape).permute(0, 3, 1, 2)
+
+
 class Updater:
-    """One Adam over some networks: learning-rate schedule, clipping, gradients over ranks, exponential average."""
+    """One optimiser over some networks: learning-rate schedule, clipping, gradients over ranks, exponential average."""
 
     def __init__(self, modules: Iterable[nn.Module], optimisation: Optimisation, averaged: nn.Module | None = None):
         self.parameters = [p for module in modules for p in module.parameters()]
         self.settings = optimisation
+        matrices = [p for p in self.parameters if optimisation.muon and is_matrix(p)]
+        self.matrices = Matrices(matrices, optimisation) if matrices else None
+        chosen = {id(p) for p in matrices}
         self.optimizer = torch.optim.AdamW(
-            self.parameters,
+            [p for p in self.parameters if id(p) not in chosen],
             lr=optimisation.lr,
             betas=optimisation.betas,
             weight_decay=optimisation.weight_decay,
@@ -65,14 +134,17 @@ class Updater:
         return self.averaged
 
     def update(self, loss: Tensor, progress: float) -> None:
-        """Backward and one Adam step at the schedule's learning rate."""
+        """Backward and one step at the schedule's learning rate."""
+        rate = self.settings.lr * self.settings.factor(progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.settings.lr * self.settings.factor(progress)
+            group["lr"] = rate
         loss.backward()
         average_gradients(self.parameters)
         if self.settings.clip > 0:
             nn.utils.clip_grad_norm_(self.parameters, self.settings.clip, foreach=True)
         self.optimizer.step()
+        if self.matrices is not None:
+            self.matrices.step(rate)
         self.optimizer.zero_grad(set_to_none=True)  # here and not before the backward pass: less memory at its peak
         self.update_average()
 
@@ -96,6 +168,8 @@ class Updater:
 
     def state_dict(self) -> dict[str, Any]:
         state: dict[str, Any] = {"optimizer": self.optimizer.state_dict()}
+        if self.matrices is not None:
+            state["matrices"] = self.matrices.state_dict()
         return state | ({"average": self.average.state_dict()} if self.average is not None else {})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -108,6 +182,8 @@ class Updater:
             for name, value in moments.items():
                 if value.shape == parameter.shape:
                     moments[name] = torch.empty_like(parameter).copy_(value)
+        if self.matrices is not None:
+            self.matrices.load_state_dict(state["matrices"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
             self.begun = bool(self.average.n_averaged)

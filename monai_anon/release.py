@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -102,7 +102,7 @@ def read_original(path: str | Path, size: int, channels: int) -> Original:
     )
 
 
-def identity_noise(seed: int, name: str, length: int) -> Tensor:
+def image_noise(seed: int, name: str, length: int) -> Tensor:
     """Standard normal noise (length,) for the image called `name`: a function of seed and name alone."""
     digest = hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
     return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(length, dtype=np.float32))
@@ -172,8 +172,17 @@ class FileAnonymizer:
         self.model, self.size, self.channels, self.batch_size = model, size, channels, batch_size
         self._seed = secrets.randbits(128) if seed is None else seed
 
-    def run(self, jobs: Sequence[Job], overwrite: bool = False, progress: bool = True) -> list[Refusal]:
-        """Anonymise every job's source to its target; returns the files for which nothing was written, and why."""
+    def run(
+        self,
+        jobs: Sequence[Job],
+        overwrite: bool = False,
+        progress: bool = True,
+        note: Callable[[list[Job]], None] | None = None,
+    ) -> list[Refusal]:
+        """Anonymise every job's source to its target; returns the files for which nothing was written, and why.
+
+        `note` is told, batch by batch, which copies were written.
+        """
         refusals: list[Refusal] = []
         with (
             tqdm(total=len(jobs), desc="anonymising", unit="image", disable=None if progress else True) as bar,
@@ -181,7 +190,11 @@ class FileAnonymizer:
         ):
             for start in range(0, len(jobs), self.batch_size):
                 batch = jobs[start : start + self.batch_size]
-                refusals += self._run_batch(batch, overwrite, pool)
+                refused = self._run_batch(batch, overwrite, pool)
+                refusals += refused
+                if note is not None:
+                    sources = {refusal.path for refusal in refused}
+                    note([job for job in batch if job.source not in sources])
                 bar.update(len(batch))
         return refusals
 
@@ -218,7 +231,7 @@ class FileAnonymizer:
             WithheldError: they have another shape.
         """
         images = to_model_range(torch.stack([original.pixels for original in originals]))
-        noise = torch.stack([identity_noise(self._seed, name, int(self.model.noise_size)) for name in names])  # type: ignore[arg-type]
+        noise = torch.stack([image_noise(self._seed, name, int(self.model.noise_size)) for name in names])  # type: ignore[arg-type]
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         generated = self.model(images.to(device), noise.to(device)).float().cpu()
         if generated.shape != images.shape:

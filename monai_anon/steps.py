@@ -4,8 +4,7 @@ A step knows no files, no logging and no epochs. `progress` in [0, 1] is the sha
 functions of it and an iteration's randomness is seeded by the trainer, so a resumed run repeats the uninterrupted one.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import dataclasses
 from typing import Any
 
 import torch
@@ -14,86 +13,11 @@ from torch import Tensor
 from monai_anon import losses
 from monai_anon.compute import PLAIN, Compute
 from monai_anon.identity_objectives import Batch, IdentityObjective
-from monai_anon.independence import CORRELATIONS, Independence
+from monai_anon.independence import Independence
 from monai_anon.networks import Discriminator, Disentangler, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
 from monai_anon.ranks import average_over_ranks
-
-# ---- Stage 1: disentanglement ----
-
-SWAP_TERMS = ("disentanglement", "swap_finding", "evidence_matching", "swap_adversarial")
-RECOGNISED = ("finding_correlation", "swap_finding", "evidence_matching")
-TERMS = (
-    "medical",
-    "identity",
-    "adversarial",
-    "ssim",
-    "psnr",
-    "pixel",
-    "medical_rate",
-    "residual_rate",
-    *CORRELATIONS,
-    *SWAP_TERMS,
-)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Everything of stage 1 that a person tunes.
-
-    Args:
-        weights: a weight for each loss term used (`TERMS`); a term without a weight, or with 0, is not computed.
-        noise: standard deviation of the Gaussian noise on each latent before decoding.
-        swaps: the latents that are replaced (i in Eq. 1).
-        every_swap: make every swap of every image (the paper); else each image takes one, in turn.
-        swaps_from: share of the training after which the swap terms join.
-        independence_from: share of the training after which the correlation terms join. Early latents all say the same,
-            and pulling them apart before they say anything stops the training (measured).
-        noisy_swaps: noise also on swapped latents (ours), or in the reconstruction only (the authors' code).
-        identity_from_same: decode with the identity of another image of the same patient.
-        free_cycle: let Eq. 1 move its targets and the encoder on generated images (the paper), or only the decoder
-            (ours).
-        vary: shift (up to 6 % of the side), expose (15 %) and contrast (15 %) every image otherwise each time; no flip,
-            since sides matter. For cohorts of some hundred images.
-        augment: flip, shift and expose images before the discriminator of reconstructions (Eq. 3; `losses.augment`).
-        veil: noise on images before the recogniser looks at them, in units of [-1, 1].
-        alpha: Eq. 3's PSNR normalisation, dB.
-    """
-
-    weights: Mapping[str, float]
-    noise: Mapping[str, float] = field(default_factory=dict)
-    swaps: tuple[str, ...] = Latents._fields
-    every_swap: bool = False
-    swaps_from: float = 0.0
-    independence_from: float = 0.0
-    noisy_swaps: bool = True
-    identity_from_same: bool = True
-    free_cycle: bool = False
-    vary: bool = False
-    augment: bool = True
-    veil: float = 0.0
-    alpha: float = 48.0
-
-    def __post_init__(self) -> None:
-        for name, given, known in (
-            ("weights", self.weights, TERMS),
-            ("noise", self.noise, Latents._fields),
-            ("swaps", self.swaps, Latents._fields),
-        ):
-            unknown = sorted(set(given) - set(known))
-            if unknown:
-                raise ValueError(f"recipe {name}: unknown {unknown}; known are {list(known)}")
-            negative = [key for key in given if isinstance(given, Mapping) and given[key] < 0]
-            if negative:
-                raise ValueError(f"recipe {name}: {negative} are negative; they must be 0 or more")
-        if not self.swaps and any(self.weights.get(term, 0) > 0 for term in SWAP_TERMS):
-            raise ValueError(f"recipe swaps is empty; the terms {list(SWAP_TERMS)} need one of {list(Latents._fields)}")
-
-    def active(self, progress: float) -> set[str]:
-        """Names of the terms with a weight at this point of the training."""
-        start = dict.fromkeys(SWAP_TERMS, self.swaps_from) | dict.fromkeys(CORRELATIONS, self.independence_from)
-        return {term for term, weight in self.weights.items() if weight > 0 and progress >= start.get(term, 0.0)}
-
+from monai_anon.recipe import RECOGNISED, SWAP_TERMS, Recipe
 
 Segment = tuple[str, slice, slice]
 """One kind of swap: the swapped latent's name, its rows in the batch, its rows among the generated images."""
@@ -105,7 +29,7 @@ class DisentanglementStep:
     Args:
         model: the networks under training.
         recipe: terms, weights and switches.
-        optimisation: Adam's settings, the same for the discriminator.
+        optimisation: the discriminators move by Adam, with the same settings.
         identity_objective: Siamese, contrastive or multi-class.
         discriminator: needed when `adversarial` has a weight.
         swap_discriminator: needed when `swap_adversarial` has a weight; tells swapped images from reconstructions.
@@ -142,7 +66,8 @@ class DisentanglementStep:
         self.compute = compute
         compute.prepare(model.encoder, model.decoder, *self.critics.values(), *(guide.body for guide in guides))
         self.updater = Updater([model], optimisation, averaged=model)
-        self.critic_updaters = {term: Updater([network], optimisation) for term, network in self.critics.items()}
+        by_adam = dataclasses.replace(optimisation, muon=False)
+        self.critic_updaters = {term: Updater([network], by_adam) for term, network in self.critics.items()}
 
     def __call__(self, batch: Batch, progress: float) -> dict[str, Tensor]:
         """Named unweighted terms (detached scalars) and statistics of the latents (`latent/...`)."""

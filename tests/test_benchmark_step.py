@@ -14,7 +14,8 @@ from monai_anon.compute import Compute
 from monai_anon.identity_objectives import SiameseIdentity
 from monai_anon.networks import Latents
 from monai_anon.optimisation import Optimisation
-from monai_anon.steps import DisentanglementStep, Recipe
+from monai_anon.recipe import Recipe
+from monai_anon.steps import DisentanglementStep
 
 SILENT = dict.fromkeys(Latents._fields, 0.0)
 

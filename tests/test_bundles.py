@@ -42,7 +42,10 @@ def test_the_chest_bundle_can_be_loaded(root: Path, tmp_path: Path) -> None:
 
     config = ConfigParser.load_config_file(root / "bundles" / "chest" / "configs" / "inference.json")
     torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
-    network, settings = load_anonymizer(root / "bundles" / "chest", tmp_path / "model.pt")
+    with pytest.raises(BundleError, match=r"model\.pt: this model has no prototypes"):
+        load_anonymizer(root / "bundles" / "chest", tmp_path / "model.pt")
+    as_in_the_paper = {"policy": "latents", "prototypes": None}
+    network, settings = load_anonymizer(root / "bundles" / "chest", tmp_path / "model.pt", settings=as_in_the_paper)
     image = torch.zeros(1, settings.channels, settings.image_size, settings.image_size)
     assert network(image, torch.zeros(1, int(network.noise_size))).shape == image.shape
 

@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from monai_anon.channel import (
-    FINEST,
-    LEVELS,
-    Codebook,
-    fit_codebook,
-    fit_residual_prior,
-    invariant_axes,
-    merged,
-    respond,
-)
+from monai_anon.channel import FINEST, LEVELS, Codebook, respond
+from monai_anon.channel_fitting import fit_codebook, fit_mixture, invariant_axes, merged
 
 SIZE, PEOPLE, IMAGES = 3, 300, 4
 
@@ -148,7 +140,7 @@ def clusters(count=600, seed=0):
 
 def test_drawn_residuals_are_spread_as_the_fitted_ones():
     latents = clusters()
-    prior = fit_residual_prior(latents, components=4)
+    prior = fit_mixture(latents, components=4)
     generator = torch.Generator().manual_seed(0)
     drawn = prior(torch.rand(20_000, generator=generator), torch.randn(20_000, 2, generator=generator)).numpy()
     assert np.abs(drawn.mean(0) - latents.mean(0)).max() < 0.1
@@ -158,15 +150,23 @@ def test_drawn_residuals_are_spread_as_the_fitted_ones():
 
 def test_no_component_is_a_few_images():
     latents = np.concatenate([clusters(), clusters(20, seed=1) + 50])  # twenty images far from all others
-    prior = fit_residual_prior(latents, components=4, fewest=100)
+    prior = fit_mixture(latents, components=4, fewest=100)
     assert (prior.shares[prior.shares > 0] * len(latents)).min() >= 99.9
     assert prior.shares.sum() == pytest.approx(1, abs=1e-5)
 
 
 def test_equal_draws_give_equal_residuals_and_every_chance_a_component():
-    prior = fit_residual_prior(clusters(), components=3)
+    prior = fit_mixture(clusters(), components=3)
     chance, noise = torch.tensor([0.0, 0.5, 1.0 - 1e-7]), torch.zeros(3, 2)
     assert torch.equal(prior(chance, noise), prior(chance, noise))
     assert torch.isfinite(prior(chance, noise)).all()
-    with pytest.raises(ValueError, match="50 residual latents; at least 100"):
-        fit_residual_prior(clusters(50))
+    with pytest.raises(ValueError, match="50 latents; at least 100"):
+        fit_mixture(clusters(50))
+
+
+@pytest.mark.filterwarnings("error")
+def test_latents_that_are_all_alike_still_give_whole_prototypes():
+    medical = np.repeat(np.eye(4, 3, dtype=np.float32), 50, axis=0)
+    book = fit_codebook(medical, np.arange(200) // 2 % 100, np.arange(200) // 100, fewest=5)
+    assert all(torch.isfinite(tensor.float()).all() for tensor in (book.points, book.prototypes, book.axes))
+    assert all(book.count(level) >= 2 for level in range(len(LEVELS)))

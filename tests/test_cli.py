@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -135,8 +136,9 @@ def test_anonymize_copies_a_manifests_folder_without_the_manifest(cohort: Path, 
     result = call("anonymize", cohort, tmp_path / "out", "--bundle", bundle, "--seed", 1, "--batch-size", 5)
     assert result.exit_code == 0, result.output
     made = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
-    assert made == sorted(path.relative_to(cohort) for path in (cohort / "images").iterdir())
-    for name in made:
+    originals = sorted(path.relative_to(cohort) for path in (cohort / "images").iterdir())
+    assert made == [*originals, Path("statements.jsonl")]
+    for name in originals:
         copy, original = (np.asarray(Image.open(folder / name)) for folder in (tmp_path / "out", cohort))
         assert copy.shape == original.shape == (40, 40) and copy.dtype == np.uint8
         assert (copy != original).mean() > 0.5
@@ -169,7 +171,7 @@ def test_nothing_is_overwritten_unless_asked(cohort: Path, bundle: Path, tmp_pat
     assert result.exit_code == 2 and f"{image.name} exists already" in result.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
     assert call(*words, "--overwrite").exit_code == 0
-    assert len(list(tmp_path.iterdir())) == 24 and Image.open(tmp_path / image.name).size == (40, 40)
+    assert len(list(tmp_path.glob("*.png"))) == 24 and Image.open(tmp_path / image.name).size == (40, 40)
 
 
 def test_a_failure_in_part_ends_with_1_and_names_what_was_not_done(cohort: Path, bundle: Path, tmp_path: Path) -> None:
@@ -184,7 +186,47 @@ def test_a_failure_in_part_ends_with_1_and_names_what_was_not_done(cohort: Path,
     assert result.stderr.count("not anonymised: ") == 2
     assert "bad.png: cannot be decoded" in result.stderr and "link.png: a link that leads out" in result.stderr
     assert "somebody" not in result.output
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.png", "statements.jsonl"]
+    assert [row["image"] for row in statements(tmp_path / "out")] == ["good.png"]
+
+
+def statements(folder: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (folder / "statements.jsonl").read_text().splitlines()]
+
+
+def test_every_copy_has_a_statement_of_what_it_may_say(cohort: Path, bundle: Path, tmp_path: Path) -> None:
+    images = sorted((cohort / "images").iterdir())[:3]
+    for name, options, policy, bits, epsilon in (
+        ("code", ("--policy", "code", "--prototypes", 4), "code", 2.0, None),
+        ("noisy", ("--policy", "code", "--epsilon", 2), "code", 3.0, 2.0),
+        ("residual", ("--policy", "residual"), "residual", None, None),
+        ("latents", (), "latents", None, None),
+    ):
+        result = call("anonymize", *images, tmp_path / name, "--bundle", bundle, "--batch-size", 2, *options)
+        assert result.exit_code == 0, result.output
+        found = statements(tmp_path / name)
+        assert [row["image"] for row in found] == [image.name for image in images]
+        assert all(row["policy"] == policy and row["bits"] == bits and row["epsilon"] == epsilon for row in found)
+        assert all((row["patients"] is None) == (bits is None) and row["patients"] != 0 for row in found)
+        said = f"at most {bits:.2f} bits" if bits else "nothing bounds"
+        assert f"policy {policy}: " in result.stdout and said in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--policy", "prototype"), "policy is 'prototype'; it must be one of latents, residual, code"),
+        (("--prototypes", 5), "prototypes is 5; it must be one of 2, 4, 8, 16"),
+        (("--policy", "code", "--epsilon", 0), "epsilon is 0.0; it must be a number above 0"),
+        (("--policy", "latents", "--epsilon", 1), "goes with the policy code only"),
+    ],
+)
+def test_a_policy_that_does_not_exist_is_refused(
+    cohort: Path, bundle: Path, tmp_path: Path, options: tuple[object, ...], message: str
+) -> None:
+    result = call("anonymize", cohort, tmp_path / "out", "--bundle", bundle, *options)
+    assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_wrong_with_the_bundle_or_the_device_is_told_before_any_work(
@@ -254,6 +296,7 @@ def test_a_dry_run_makes_no_cohort(tmp_path: Path, root: Path) -> None:
     (configs / "evaluate.json").write_text((root / "bundles" / "chest" / "configs" / "evaluate.json").read_text())
     planned = call("evaluate", "--bundle", tmp_path / "bundle", "--dry-run")
     assert planned.exit_code == 0 and "the generated cohort, made where absent" in planned.stdout
+    assert "code of 32: channel" in planned.stdout
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bundle", "configs", "evaluate.json"]
     wrong = call("evaluate", "--bundle", tmp_path / "bundle", "--content", "magic", "--dry-run")
     assert wrong.exit_code == 2 and "content: unknown ['magic']" in wrong.stderr

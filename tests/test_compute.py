@@ -19,8 +19,8 @@ from monai_anon.handlers import ComputeNote, ImageGrid, ReplacementScore
 from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import Decoder, Discriminator, Disentangler, Encoder, LatentClassifier, Recogniser
 from monai_anon.optimisation import Optimisation
+from monai_anon.recipe import Recipe
 from monai_anon.recognition import RecogniserStep, finding_objective
-from monai_anon.steps import Recipe
 
 PAPER = {"medical": 5.0, "identity": 5.0, "ssim": 1.0, "psnr": 1.0, "adversarial": 1.0, "disentanglement": 5.0}
 

@@ -34,7 +34,8 @@ from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import IdentityVAE, Latents
 from monai_anon.optimisation import Optimisation
 from monai_anon.readers import to_uint8
-from monai_anon.steps import DisentanglementStep, Recipe
+from monai_anon.recipe import Recipe
+from monai_anon.steps import DisentanglementStep
 
 # ---- A trainer whose losses are logged to the last digit ----
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from test_judges import toy_cohort
+from tiny import tiny_channel
 from tiny_bundle import LATENTS, tiny_anonymizer
 
 from monai_anon.evaluation import figures, metrics
@@ -118,6 +119,19 @@ def test_the_change_is_what_the_counterfactual_adds_to_the_anonymised_image(stan
     assert columns[-1].kind == "change"
     assert torch.equal(columns[-1].images, shown["counterfactual"] - shown["anonymised"])
     assert columns[-1].images.abs().max() > 0
+
+
+def test_the_explanation_is_of_what_the_models_policy_releases(gallery: Gallery) -> None:
+    model = tiny_anonymizer()
+    model.channel = tiny_channel("code", sizes=LATENTS, prototypes=4)
+    coded = Stand(model, IdentityVAE(LATENTS[0], latent_size=6, hidden=8), toy_cohort(), gallery, seed=1)
+    for own in (coded.z, coded.z_first):
+        z = coded.released(own)
+        known = model.channel.codebook.prototypes[1]
+        assert all((known == one).all(1).any() for one in z.medical) and not torch.equal(z.residual, own.residual)
+    shown = titles(figures.explanation(coded))
+    assert torch.equal(shown["anonymised"], coded.decode(coded.released(coded.z)))
+    assert torch.equal(coded.released(coded.z).identity, coded.released(coded.z_first).identity)
 
 
 # ---- the files ----

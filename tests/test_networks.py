@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import LATENT_SIZES, SIZE, tiny_disentangler
+from tiny import LATENT_SIZES, SIZE, tiny_channel, tiny_disentangler
 from torch import nn
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
@@ -267,9 +267,10 @@ def test_scripted_anonymizer_equals_the_eager_one(encoder, decoder):
         LatentClassifier(LATENT_SIZES[1], 2),
     )
     vae = IdentityVAE(LATENT_SIZES[0], 5, 16, unit_identity=encoder.get("unit_identity", True))
-    anonymizer = LatentSwapAnonymizer(model, vae).eval()
+    channel = tiny_channel("code", epsilon=2.0)
+    anonymizer = LatentSwapAnonymizer(model, vae, channel).eval()
     scripted = torch.jit.script(anonymizer)
-    image, noise = torch.rand(2, 1, SIZE, SIZE) * 2 - 1, torch.randn(2, 5)
+    image, noise = torch.rand(2, 1, SIZE, SIZE) * 2 - 1, torch.randn(2, anonymizer.noise_size)
     with torch.no_grad():
         torch.testing.assert_close(scripted(image, noise), anonymizer(image, noise))
         torch.manual_seed(3)

@@ -12,11 +12,13 @@ from monai.bundle import ConfigParser
 from torch import nn
 
 from monai_anon import losses
+from monai_anon.channel_fitting import fit_channel
 from monai_anon.identities import Gallery
 from monai_anon.identity_objectives import SiameseIdentity
 from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.networks import IdentityVAE, Latents
-from monai_anon.steps import TERMS, DisentanglementStep
+from monai_anon.recipe import TERMS
+from monai_anon.steps import DisentanglementStep
 
 CONFIGS = Path(__file__).resolve().parent.parent / "bundles" / "chest" / "configs"
 STAGE_1, STAGE_2 = ("train.json", "paper.json"), ("train_identity_vae.json", "paper_identity_vae.json")
@@ -228,7 +230,13 @@ def test_a_model_of_the_paper_fits_evaluation_and_inference(
     weights = {f"disentangler.{name}": tensor for name, tensor in step.model.state_dict().items()}
     weights |= {f"identity_vae.{name}": tensor for name, tensor in vae_step.vae.state_dict().items()}
     network = value(merged(base, "paper_model.json"), "network_def")
-    network.load_state_dict(weights)
+    assert network.channel.policy == "latents"
+    stage_2 = merged("train_identity_vae.json", "paper_identity_vae.json")
+    latents = Latents(*torch.randn(3, 240, 512))
+    fitted = fit_channel(
+        latents, torch.arange(240) // 4, torch.arange(240) % 2, components=stage_2["channel"]["components"]
+    )
+    network.load_state_dict(weights | {f"channel.{name}": tensor for name, tensor in fitted.state_dict().items()})
     assert not network.identity_vae.unit_identity
 
 

@@ -24,7 +24,8 @@ from monai_anon.identity_objectives import ContrastiveIdentity, SiameseIdentity
 from monai_anon.identity_vae_step import IdentityVAEStep
 from monai_anon.networks import Discriminator, IdentityVAE
 from monai_anon.optimisation import Optimisation
-from monai_anon.steps import DisentanglementStep, Recipe
+from monai_anon.recipe import Recipe
+from monai_anon.steps import DisentanglementStep
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 STEPS, SIZE = 4, 12  # iterations; images a batch, of all ranks together

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from monai_anon import release
 from monai_anon.jobs import Job, Refusal
-from monai_anon.release import FileAnonymizer, identity_noise, read_original, write_png
+from monai_anon.release import FileAnonymizer, image_noise, read_original, write_png
 
 
 def save(path: Path, height: int = SIZE, width: int = SIZE, top: int = 255, mode: str = "L", **options) -> Job:
@@ -156,11 +156,11 @@ def test_without_a_seed_two_runs_differ(tmp_path: Path) -> None:
 
 
 def test_noise_is_standard_normal_and_its_own_for_every_name() -> None:
-    noise = torch.stack([identity_noise(0, str(index), 64) for index in range(200)])
+    noise = torch.stack([image_noise(0, str(index), 64) for index in range(200)])
     assert abs(float(noise.mean())) < 0.03 and abs(float(noise.std()) - 1) < 0.03
     assert len(noise.unique(dim=0)) == 200
-    assert not torch.equal(identity_noise(1, "11", 4), identity_noise(11, "1", 4))
-    assert torch.equal(identity_noise(-5, "\udcff", 4), identity_noise(-5, "\udcff", 4))
+    assert not torch.equal(image_noise(1, "11", 4), image_noise(11, "1", 4))
+    assert torch.equal(image_noise(-5, "\udcff", 4), image_noise(-5, "\udcff", 4))
 
 
 def test_files_that_cannot_be_used_are_reported_and_the_others_done(tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ def whole(tmp_path_factory):
         ("trained_on_released_finding_auc", "content"), ("coverage", "realism"), ("retrieval_ndcg_at_10", "realism"),
         ("outside_evidence_share", "realism"), ("factor_lung_width_r2", "factors"),
         ("factors_residual_r2", "factors"), ("swap_lung_width", "factors"), ("blocks_mig", "factors"),
-        ("block_identity_medical_r2", "factors"),
+        ("block_identity_medical_r2", "factors"), ("channel_bits", "channel"), ("code_16_side_accuracy", "channel"),
     ],
 )  # fmt: skip
 def test_every_metric_stands_in_its_own_section(metric, section):

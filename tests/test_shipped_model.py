@@ -30,13 +30,15 @@ def test_all_files_together_stay_under_25_megabytes() -> None:
 def test_it_holds_tensors_only_and_no_gallery() -> None:
     state = torch.load(MODELS / "model.pt", map_location="cpu", weights_only=True)
     assert all(isinstance(tensor, torch.Tensor) for tensor in state.values())
-    assert {name.split(".")[0] for name in state} == {"disentangler", "identity_vae"}
+    assert {name.split(".")[0] for name in state} == {"disentangler", "identity_vae", "channel"}
+    channel = load_anonymizer(BUNDLE)[0].channel
+    assert channel.policy == "code" and channel.statement().bits <= 5 and channel.statement().patients >= 20
     # A gallery has a row for each of 1,791 patients or 6,000 images.
     assert not {1791, 6000} & {side for tensor in state.values() for side in tensor.shape}
 
 
 def test_it_reconstructs_and_it_changes_the_person(images: torch.Tensor) -> None:
-    model, settings = load_anonymizer(BUNDLE)
+    model, settings = load_anonymizer(BUNDLE, settings={"policy": "latents"})
     assert (settings.image_size, settings.channels) == (64, 1)
     noise = torch.randn(len(images), int(model.noise_size), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

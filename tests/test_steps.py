@@ -17,16 +17,9 @@ from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.independence import CORRELATIONS
 from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
+from monai_anon.recipe import RECOGNISED, SWAP_TERMS, TERMS, Recipe
 from monai_anon.recognition import RecogniserStep, finding_objective, jitter
-from monai_anon.steps import (
-    RECOGNISED,
-    SWAP_TERMS,
-    TERMS,
-    DisentanglementStep,
-    Recipe,
-    latent_statistics,
-    varied,
-)
+from monai_anon.steps import DisentanglementStep, latent_statistics, varied
 
 ALL = {term: 0.1 * (number + 1) for number, term in enumerate(TERMS)}
 NOISE = {"identity": 0.1, "medical": 0.2, "residual": 0.3}
@@ -601,14 +594,15 @@ def test_learning_rate_rises_then_falls_to_its_final_share():
     assert [replace(schedule, warmup=0.0, final=1.0).factor(p) for p in (0.0, 0.5, 1.0)] == [1, 1, 1]
 
 
-def test_a_checkpoint_goes_on_in_another_memory_layout_and_with_this_runs_kernel():
+@pytest.mark.parametrize("muon", [False, True])
+def test_a_checkpoint_goes_on_in_another_memory_layout_and_with_this_runs_kernel(muon):
     def updater(layout):
         torch.manual_seed(0)
-        network = nn.Conv2d(4, 8, 3).to(memory_format=layout)
-        return network, Updater([network], Optimisation(lr=0.1), averaged=network)
+        network = nn.Conv2d(16, 20, 3).to(memory_format=layout)
+        return network, Updater([network], Optimisation(lr=0.1, muon=muon), averaged=network)
 
     torch.manual_seed(1)
-    images = torch.randn(2, 4, 8, 8)
+    images = torch.randn(2, 16, 8, 8)
     network, before = updater(torch.contiguous_format)
     before.update(network(images).square().mean(), 0.5)
     saved = copy.deepcopy(before.state_dict())
@@ -621,8 +615,26 @@ def test_a_checkpoint_goes_on_in_another_memory_layout_and_with_this_runs_kernel
         after.update(network(images).square().mean(), 0.5)
         assert after.optimizer.param_groups[0]["fused"] and not after.optimizer.param_groups[0]["foreach"]
         results.append([*network.parameters(), *after.smoothed.parameters()])
+    # Muon works in bfloat16: sums in another order differ by more.
+    tolerance = {"atol": 2e-3, "rtol": 0.1} if muon else {}
     for one, other in zip(*results):
-        torch.testing.assert_close(one, other, check_stride=False)
+        torch.testing.assert_close(one, other, check_stride=False, **tolerance)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_kernels_equally_far_in_every_direction_and_adam_the_rest(layout):
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(16, 20, 3), nn.Conv2d(20, 4, 1)).to(memory_format=layout)
+    before = [p.detach().clone() for p in network.parameters()]
+    updater = Updater([network], Optimisation(lr=0.01, warmup=0.0, muon=True))
+    pulled = [torch.randn_like(p) for p in network.parameters()]  # any direction as strongly as any other
+    updater.update(torch.stack([(p * pull).sum() for p, pull in zip(network.parameters(), pulled)]).sum(), 0.0)
+    kernels, bias, thin, _ = (after.detach() - old for after, old in zip(network.parameters(), before))
+    lengths = torch.linalg.svdvals(kernels.flatten(1)) / (0.01 * 0.2 * math.sqrt(16 * 9))
+    assert float(lengths.min()) > 0.6 and float(lengths.max()) < 1.4  # five steps of its iteration end near 1
+    for moved in (bias, thin):  # Adam's first step is as long as the learning rate
+        torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.01), rtol=1e-2, atol=0)
+    assert all(p.grad is None for p in network.parameters())
 
 
 def test_updater_clips_and_uses_the_schedule():

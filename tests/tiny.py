@@ -2,8 +2,10 @@
 
 import torch
 
+from monai_anon.channel import Channel
+from monai_anon.channel_fitting import fit_channel
 from monai_anon.cohort import Cohort
-from monai_anon.networks import Decoder, Discriminator, Disentangler, Encoder, LatentClassifier, Recogniser
+from monai_anon.networks import Decoder, Discriminator, Disentangler, Encoder, LatentClassifier, Latents, Recogniser
 
 SIZE = 32
 LATENT_SIZES = (8, 4, 6)
@@ -17,6 +19,19 @@ def tiny_disentangler(patients=0, dropout=0.5, **encoder):
         LatentClassifier(LATENT_SIZES[1], 2, 8, dropout),
         LatentClassifier(LATENT_SIZES[0], patients, 8, dropout) if patients else None,
     )
+
+
+def tiny_channel(policy="latents", fitted=True, sizes=LATENT_SIZES, **settings):
+    """A channel with some settings; its prototypes and prior are those of random latents."""
+    generator = torch.Generator().manual_seed(0)
+    channel = Channel(sizes, policy=policy, **settings)
+    if fitted:
+        z = Latents(*(torch.randn(400, size, generator=generator) for size in sizes))
+        finding = torch.arange(400) % 2
+        z = z._replace(medical=z.medical + 3 * finding[:, None])
+        found = fit_channel(z, torch.arange(400) // 4, finding, fewest=5)
+        channel.load_state_dict(found.state_dict())
+    return channel
 
 
 def tiny_discriminator():

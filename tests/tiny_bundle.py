@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tiny import tiny_channel
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.networks import Decoder, Disentangler, Encoder, IdentityVAE, LatentClassifier
@@ -21,7 +22,8 @@ def tiny_anonymizer() -> LatentSwapAnonymizer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         parts = Encoder(**_SHAPE), Decoder(**_SHAPE), LatentClassifier(LATENTS[1], 2, hidden=4)
-        network = LatentSwapAnonymizer(Disentangler(*parts), IdentityVAE(LATENTS[0], latent_size=6, hidden=8))
+        vae = IdentityVAE(LATENTS[0], latent_size=6, hidden=8)
+        network = LatentSwapAnonymizer(Disentangler(*parts), vae, tiny_channel(sizes=LATENTS))
     return network.eval()
 
 
@@ -44,7 +46,21 @@ def write_bundle(folder: Path) -> Path:
         "model_file": "$@bundle_root + '/models/model.pt'",
         "image_size": SIZE,
         "channels": 1,
-        "network_def": node("anonymizers.LatentSwapAnonymizer", disentangler=disentangler, identity_vae=vae),
+        "policy": "latents",
+        "prototypes": 8,
+        "epsilon": None,
+        "network_def": node(
+            "anonymizers.LatentSwapAnonymizer",
+            disentangler=disentangler,
+            identity_vae=vae,
+            channel=node(
+                "channel.Channel",
+                latent_sizes=list(LATENTS),
+                policy="@policy",
+                prototypes="@prototypes",
+                epsilon="@epsilon",
+            ),
+        ),
     }
     (folder / "configs").mkdir(parents=True)
     (folder / "models").mkdir()

@@ -43,6 +43,11 @@ NAMES = {
     "membership_nearest_auc": "nearest training patient",
     "membership_black_box_auc": "black box",
     "membership_vae_auc": "with the VAE's loss",
+    "membership_reconstruction_auc": "by the reconstruction",
+    "membership_pairs_auc": "by two images of a person",
+    "membership_prior_auc": "by the channel's tables",
+    "membership_identity_samples_auc": "by sampled identities",
+    "membership_identity_nearest_auc": "sampled identities",
     r"attribute_(\S+)_auc": r"\1",
     "probe_(medical|residual)_patient_auc": r"\1 latent",
     "probe_identity_patient_auc": "identity latent",
@@ -57,6 +62,7 @@ NAMES = {
 WITHOUT_PERSONS = (
     r"ssim_\w+|psnr_\w+|fid|kid|precision|recall|density|coverage|retrieval_\w+|outside_evidence_\w+"
     r"|(judge|own)_finding_\w+|judge_(side|severity)_\w+|trained_on_released_\w+|factors_(medical|residual)_r2"
+    r"|(channel|code_\d+)_\w+"
 )
 """Metrics that say nothing of persons, and are given without a verdict as well."""
 

@@ -13,6 +13,7 @@ import torch
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.baselines import BASELINES
+from monai_anon.channel import LEVELS, Channel
 from monai_anon.cohort import Cohort
 from monai_anon.engines import StepTrainer
 from monai_anon.evaluation.aggregation import silences, withheld
@@ -23,6 +24,7 @@ from monai_anon.evaluation.contents.factors import factor_tables
 from monai_anon.evaluation.figures import draw_figures, draw_releases
 from monai_anon.evaluation.judges import SCHEDULE, Judges, JudgeSchedule, judges_for
 from monai_anon.evaluation.measuring import Measuring, cohort_digest
+from monai_anon.evaluation.policy_sheet import draw_policies
 from monai_anon.evaluation.protocol import IdentitySource, Settings, evaluate_anonymization, evaluate_disentanglement
 from monai_anon.evaluation.record import is_generated, revision, run_record, typed_command
 from monai_anon.evaluation.scene import Measure, Scene
@@ -107,7 +109,7 @@ class Evaluation:
         """
         if self.anonymizer:
             return load_subject(self.anonymizer, self.channels, self.size, self.device)
-        return trained_subject(OURS, self.model, self.model_file, self.device)
+        return trained_subject(method_name(self.model.channel), self.model, self.model_file, self.device)
 
     def scene(self) -> Scene:
         """Data, judges and budget, the same for every subject."""
@@ -181,7 +183,7 @@ class Evaluation:
         return evaluate_anonymization(disentangler, sources, scene.training, scene.test, scene.judges, self.settings)
 
     def draw(self, subject: Subject, scene: Scene) -> None:
-        """Figures 4 to 7 of the paper and the report's explanation, or what another anonymizer makes of images."""
+        """A sheet of the policies, Figures 4 to 7 of the paper and an explanation; of others what they release."""
         folder = self.output_dir / "pictures"
         if not (self.places.pictures or is_generated(self.manifest)):
             logger.info("no pictures: the test images are of real people; --pictures draws them")
@@ -189,6 +191,7 @@ class Evaluation:
         if subject.networks is None:
             draw_releases(subject, scene.test, folder, seed=scene.seed, command=typed_command())
             return
+        draw_policies(subject.networks, scene.test, folder, seed=scene.seed, command=typed_command())
         gallery = build_gallery(subject.networks.disentangler, scene.training)
         plain = self.plain_vae(gallery)
         options: dict[str, Any] = {"numbers": (0, 4, 5, 6, 7), "seed": scene.seed, "command": typed_command()}
@@ -223,6 +226,16 @@ class Evaluation:
         return sources | {"averaging all identities": AveragedIdentities(gallery, None, unit)}
 
 
+def method_name(channel: Channel) -> str:
+    """What the model is called in tables: under the policy `latents` the paper's name, else what passes."""
+    if channel.policy == "latents":
+        return OURS
+    if channel.policy == "residual":
+        return "drawn residual"
+    noisy = f", epsilon {channel.epsilon:g}" if channel.epsilon else ""
+    return f"code of {LEVELS[channel.level]}{noisy}"
+
+
 def refuse_other(folder: Path, what: str, key: str, value: str) -> None:
     """A folder holds the run of one anonymizer on one cohort; a new training of it replaces the old one's tables.
 
@@ -246,7 +259,8 @@ def planned(bundle: Path, overrides: dict[str, object]) -> list[str]:
     """
     content = evaluate_config(bundle, overrides)
     settings = Settings(content["hit_threshold"], attacks=content["attacks"], content=content["content"])
-    who = content["anonymizer"] or OURS
+    chosen = {name: content[name] for name in ("policy", "prototypes", "epsilon")}
+    who = content["anonymizer"] or method_name(Channel((1, 1, 1), **chosen))
     own = [] if content["anonymizer"] else [f"{who}: Table 2", f"{who}: Table 3"]
     names = [*settings.attacks, *settings.content]
     where = content["manifest"] or "the generated cohort, made where absent"

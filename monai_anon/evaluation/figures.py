@@ -22,7 +22,7 @@ from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.evaluation import metrics
-from monai_anon.evaluation.latents import decode, encode
+from monai_anon.evaluation.latents import decode, device_of, encode
 from monai_anon.evaluation.protocol import OUTSIDE, IdentitySource
 from monai_anon.evaluation.targets import draw_targets
 from monai_anon.identities import AveragedIdentities, Gallery, SampledIdentities
@@ -31,6 +31,8 @@ from monai_anon.readers import to_model_range
 from monai_anon.whole_files import write_text
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from monai_anon.cohort import Cohort
     from monai_anon.evaluation.subjects import Subject
 
@@ -100,7 +102,11 @@ def draw_columns(columns: Sequence[Column], path: str | Path) -> Path:
                 axes.set_title(textwrap.fill(column.title, 20), fontsize=7)
             if column.notes:
                 axes.text(0.5, -0.02, column.notes[row], transform=axes.transAxes, fontsize=6, ha="center", va="top")
-    path = Path(path)
+    return save_png(figure, Path(path))
+
+
+def save_png(figure: Figure, path: Path) -> Path:
+    """A figure as a PNG without a date, written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_suffix(".png.part")
     figure.savefig(draft, format="png", metadata={"Software": None})
@@ -177,6 +183,14 @@ class Stand:
         strangers = torch.full((len(self.original),), OUTSIDE, dtype=torch.int64)
         return source(self.z.identity, strangers, torch.Generator().manual_seed(self.seed)).cpu()
 
+    @torch.no_grad()
+    def released(self, z: Latents) -> Latents:
+        """What a release of people with these latents is decoded from, by the model's policy; the same draws always."""
+        place, generator = device_of(self.networks), torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(len(z.identity), self.model.noise_size, generator=generator).to(place)
+        found = self.model.drawn(Latents(*(latent.to(place) for latent in z)), noise)
+        return Latents(*(latent.cpu() for latent in found))
+
     def with_identity(self, source: IdentitySource) -> Tensor:
         """The people with new identities."""
         return self.decode(self.z._replace(identity=self.identity(source)))
@@ -234,9 +248,8 @@ def figure_7(stand: Stand) -> list[Column]:
 
 def explanation(stand: Stand) -> list[Column]:
     """The released image, and what would be seen in it with the other finding (section 5.1's counterfactual)."""
-    new = stand.z._replace(identity=stand.identity(SampledIdentities(stand.model.identity_vae)))
-    anonymised = stand.decode(new)
-    counterfactual = stand.decode(new._replace(medical=stand.z_first.medical))
+    anonymised = stand.decode(stand.released(stand.z))
+    counterfactual = stand.decode(stand.released(stand.z._replace(medical=stand.z_first.medical)))
     return [
         Column("original", stand.original),
         Column("reconstruction", stand.decode(stand.z)),
@@ -257,7 +270,8 @@ FIGURES: dict[int, tuple[Callable[[Stand], list[Column]], str, str]] = {
     5: (
         figure_5,
         "Figure 5: disentanglement and anonymisation",
-        "Medical latent or identity latent of the target put into the original; anonymised: a synthetic identity.",
+        "Medical latent or identity latent of the target put into the original; anonymised "
+        "as in the paper: a synthetic identity, all else of the original.",
     ),
     6: (
         figure_6,
@@ -273,8 +287,8 @@ FIGURES: dict[int, tuple[Callable[[Stand], list[Column]], str, str]] = {
     0: (
         explanation,
         "Explanation: what the finding looks like in this image",
-        "Counterfactual: the anonymised image with the medical latent of another person with the other finding. "
-        "Change: counterfactual less anonymised image.",
+        "Anonymised: as it is released. Counterfactual: the same with the medical latent of another person who has the "
+        "other finding, or what passes of it. Change: counterfactual less anonymised image.",
     ),
 }
 _HALVES = " Rows: different people of the test part, the upper half without the finding, the lower half with it."

@@ -104,7 +104,15 @@ def cohort_digest(scene: Scene) -> str:
 def code_digest() -> str:
     """16 hex digits of the code that measures: a mended attack is not answered with its old figures."""
     home = Path(__file__).parent
-    apart = {"reporting", "ablations", "aggregation.py", "figures.py", "record.py", "verbs.py"}  # what is made of rows
+    apart = {
+        "reporting",
+        "ablations",
+        "aggregation.py",
+        "figures.py",
+        "policy_sheet.py",
+        "record.py",
+        "verbs.py",
+    }  # what is made of rows
     files = [path for path in sorted(home.rglob("*.py")) if not apart & set(path.relative_to(home).parts)]
     return _digest([path.read_text(encoding="utf-8") for path in files])
 

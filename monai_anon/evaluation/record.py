@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
+from monai_anon.channel import LEVELS
 from monai_anon.evaluation.measuring import Measuring, cohort_digest
 from monai_anon.evaluation.protocol import Settings
-from monai_anon.evaluation.subjects import Subject
+from monai_anon.evaluation.subjects import Subject, channel_of
 from monai_anon.manifest import Manifest
 from monai_anon.phantoms.writing import SETTINGS_KEY
 
@@ -49,10 +50,24 @@ def run_record(
             "classes": list(scene.test.classes),
             "parts": sizes,
         },
-        "subject": {"name": subject.name, "weights": subject.weights, "images_seen": subject.images_seen},
+        "subject": {
+            "name": subject.name,
+            "weights": subject.weights,
+            "images_seen": subject.images_seen,
+            "channel": channel_record(subject),
+        },
         "settings": dataclasses.asdict(settings) | {"verifier_batch": scene.schedule.batch_size},
         "seconds": {name: found.seconds for name, found in measuring.results.items()} | {"this run": round(seconds, 1)},
     }
+
+
+def channel_record(subject: Subject) -> dict[str, Any] | None:
+    """Policy, and what of prototypes and epsilon it has; None for an anonymizer without a channel."""
+    channel = channel_of(subject)
+    if channel is None:
+        return None
+    code = {"prototypes": LEVELS[channel.level]} if channel.policy == "code" else {}
+    return {"policy": channel.policy} | code | ({"epsilon": channel.epsilon} if channel.epsilon else {})
 
 
 def is_generated(manifest: Manifest) -> bool:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
+from monai_anon.channel import Channel
 from monai_anon.datasets import file_digest
 from monai_anon.handlers import read_record
 from monai_anon.readers import to_model_range, to_uint8
@@ -49,6 +50,12 @@ class Subject:
     weights: str = ""
     networks: LatentSwapAnonymizer | None = None
     images_seen: int = 0
+
+
+def channel_of(subject: Subject) -> Channel | None:
+    """What lets something of an original pass; None for an anonymizer that is not built of the paper's networks."""
+    found: Channel | None = getattr(subject.networks, "channel", None)
+    return found
 
 
 def subject_of(name: str, module: nn.Module, *, device: str | torch.device = "cpu", images_seen: int = 0) -> Subject:

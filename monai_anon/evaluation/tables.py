@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,7 +89,16 @@ CONTENT = {
     "factor_": "factors that can be read",
     "block_": "blocks",
     "blocks_": "blocks",
+    "channel_": "bound of what passes",
 }
+KEPT = {
+    "finding_accuracy": "finding accuracy",
+    "finding_auc": "finding AUC",
+    "side_accuracy": "side accuracy",
+    "severity_correlation": "severity correlation",
+}
+"""What the medical judge is asked of releases under a code."""
+CODES = {"bits": "bits at most", "patients": "patients a prototype, at least"} | KEPT
 QUALITY = {
     "verification AUC": "verification_auc",
     "rank-1": "rank_1",
@@ -208,6 +218,22 @@ def content_table(rows: Sequence[Row]) -> pd.DataFrame:
     return _figures(rows, CONTENT, "what")
 
 
+def code_table(rows: Sequence[Row]) -> pd.DataFrame:
+    """Bits against what is kept: a line a number of prototypes; no lines where it was not measured."""
+    import pandas as pd
+
+    found: dict[tuple[str, str, int], dict[str, Row]] = {}
+    for row in rows:
+        if match := re.fullmatch(rf"code_(\d+)_({'|'.join(CODES)})", row.metric):
+            found.setdefault((row.dataset, row.method, int(match[1])), {})[match[2]] = row
+    lines = [
+        {"data": dataset, "method": method, "K": str(prototypes)}
+        | {title: cell(by_figure.get(name)) for name, title in CODES.items()}
+        for (dataset, method, prototypes), by_figure in found.items()
+    ]
+    return pd.DataFrame(lines, columns=["data", "method", "K", *CODES.values()])
+
+
 def _figures(rows: Sequence[Row], prefixes: dict[str, str], title: str) -> pd.DataFrame:
     """Lines in the order of `prefixes`, columns in the order of the methods' first such figure."""
     import pandas as pd
@@ -253,10 +279,17 @@ def cell(row: Row | None) -> str:
     if row is None:
         return "-"
     if row.value is None:
-        return "no verdict" if row.note.startswith("no verdict") else "not measured"
+        return without_value(row)
+    if row.metric.endswith("_patients"):  # a count
+        return f"{row.value:,.0f}"
     if row.ci_low is None or row.ci_high is None or row.ci_low == row.ci_high == row.value:
         return f"{row.value:.3f}"
     return f"{row.value:.3f} ({row.ci_low:.3f}-{row.ci_high:.3f})"
+
+
+def without_value(row: Row) -> str:
+    """What stands in a cell for a row without a value."""
+    return next((why for why in ("no verdict", "no bound") if row.note.startswith(why)), "not measured")
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
@@ -295,6 +328,8 @@ def report(rows: Sequence[Row]) -> str:
         ]
     if len(content := content_table(rows)):
         parts += ["## Content, realism and exact factors", to_markdown(content)]
+    if len(codes := code_table(rows)):
+        parts += ["## What is kept under a code of K prototypes", to_markdown(codes)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -304,7 +339,8 @@ def write_tables(rows: Sequence[Row], folder: str | Path) -> list[Path]:
     written = [write_rows(rows, folder / "rows.jsonl"), folder / "report.md"]
     write_text(written[1], report(rows))
     tables = {"judges": quality_table(rows), "table_2": table_2(rows), "table_3": table_3(rows)}
-    for name, table in (tables | {"attacks": attack_table(rows), "content": content_table(rows)}).items():
+    others = {"attacks": attack_table(rows), "content": content_table(rows), "codes": code_table(rows)}
+    for name, table in (tables | others).items():
         path = folder / f"{name}.csv"
         path.unlink(missing_ok=True)  # what was measured into this folder before may not stand beside it
         if name in tables or len(table):

@@ -19,6 +19,28 @@ ModelOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
 ]
+PolicyOption = Annotated[
+    Optional[str],  # noqa: UP045
+    typer.Option(
+        help="What of an image passes into its copy: code (the number of a medical prototype), residual (the medical "
+        "latent) or latents (the paper: all but the identity).  [default: the bundle's, code]"
+    ),
+]
+PrototypesOption = Annotated[
+    Optional[int],  # noqa: UP045
+    typer.Option(
+        metavar="K",
+        help="2, 4, 8 ... 256 medical prototypes: a copy says at most log2 K bits of its original. Fewer say less and "
+        "show less of the finding.  [default: the bundle's, 32]",
+    ),
+]
+EpsilonOption = Annotated[
+    Optional[float],  # noqa: UP045
+    typer.Option(
+        help="Pass a wrong code now and then, so that copies are locally differentially private. The finding is then "
+        "wrong now and then, too.  [default: the code as it is]"
+    ),
+]
 PicturesOption = Annotated[
     bool, typer.Option("--pictures", help="Draw test images of real people, too. RUN must then not be shared.")
 ]
@@ -66,6 +88,9 @@ def evaluate(
             "(B, C, H, W) in [-1, 1] to images of the same shape and range. A function will do, too.",
         ),
     ] = None,
+    policy: PolicyOption = None,
+    prototypes: PrototypesOption = None,
+    epsilon: EpsilonOption = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(metavar="RUN", help="Gets everything that is measured.  [default: BUNDLE/output/evaluation]"),
@@ -83,7 +108,8 @@ def evaluate(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="content, realism, retrieval, counterfactual, factors, blocks; or `no`. Likewise.  [default: all]",
+            help="content, realism, retrieval, counterfactual, factors, blocks, channel; or `no`. Likewise.  "
+            "[default: all]",
         ),
     ] = None,
     budget: Annotated[
@@ -119,6 +145,9 @@ def evaluate(
         "manifest": _text(manifest),
         "model_file": _text(model),
         "anonymizer": anonymizer,
+        "policy": policy,
+        "prototypes": prototypes,
+        "epsilon": epsilon,
         "output_dir": _text(output),
         "judges_dir": _text(judges_dir),
         "bootstrap": bootstrap,

@@ -1,6 +1,11 @@
-"""P8: what each latent knows. What the residual knows of the patient, every release of the paper's kind passes on."""
+"""P8: what each latent knows. What a latent that passes knows of the patient, every release passes on.
+
+The paper's releases pass on the medical and the residual latent; what does not pass is the channel's matter.
+"""
 
 from __future__ import annotations
+
+import dataclasses
 
 import numpy as np
 import torch
@@ -14,12 +19,16 @@ from monai_anon.evaluation import metrics
 from monai_anon.evaluation.judge_training import PatientPairs, fit, seeded, verification_score
 from monai_anon.evaluation.latents import real_latents
 from monai_anon.evaluation.scene import Scene
-from monai_anon.evaluation.subjects import Subject
+from monai_anon.evaluation.subjects import Subject, channel_of
 from monai_anon.evaluation.tables import Row
 from monai_anon.networks import Latents
 
 Array = np.ndarray
 HIDDEN, OUTPUT = 128, 64
+PASSING = {"latents": ("medical", "residual"), "residual": ("medical",), "code": ()}
+"""The latents of an original from which its release is decoded, by policy."""
+NOT_PASSED = "does not pass"
+"""What the note of a latent's rows begins with where a release has nothing of it."""
 
 
 def probes(subject: Subject, scene: Scene) -> list[Row]:
@@ -29,7 +38,8 @@ def probes(subject: Subject, scene: Scene) -> list[Row]:
     a small classifier.
 
     Returns:
-        `probe_LATENT_patient_auc` and `probe_LATENT_finding_auc`; none for anonymizers without the paper's latents.
+        `probe_LATENT_patient_auc` and `probe_LATENT_finding_auc`; none for anonymizers without the paper's latents. The
+        note says where a latent does not pass.
     """
     if subject.networks is None:
         return []
@@ -44,7 +54,17 @@ def probes(subject: Subject, scene: Scene) -> list[Row]:
         else:
             rows.append(patient_row(subject, scene, name, latents))
         rows.append(finding_row(subject, scene, name, latents))
+        if note := not_passed(subject, name):
+            rows[-2:] = [dataclasses.replace(row, note=row.note or note) for row in rows[-2:]]
     return rows
+
+
+def not_passed(subject: Subject, latent: str) -> str:
+    """Why a release has nothing of the medical or the residual latent; empty where it has, and for the identity."""
+    channel = channel_of(subject)
+    if channel is None or latent == "identity" or latent in PASSING[channel.policy]:
+        return ""
+    return f"{NOT_PASSED} with the policy {channel.policy}"
 
 
 def patient_row(subject: Subject, scene: Scene, name: str, latents: dict[str, Array]) -> Row:

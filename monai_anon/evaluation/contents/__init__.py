@@ -1,6 +1,8 @@
-"""What is kept: medical content (M1-M3), realism (R1, R2), explanation (E1, E2), and exact factors of phantoms."""
+"""What is kept: medical content (M1-M3), realism (R1, R2), explanation (E1, E2), exact factors of phantoms, and the
+channel's bound with what codes of every size keep.
+"""
 
-from monai_anon.evaluation.contents import blocks, content, counterfactual, factors, realism, retrieval
+from monai_anon.evaluation.contents import blocks, channel, content, counterfactual, factors, realism, retrieval
 from monai_anon.evaluation.scene import Measure
 
 CONTENT: dict[str, Measure] = {
@@ -10,4 +12,5 @@ CONTENT: dict[str, Measure] = {
     "counterfactual": counterfactual.counterfactual,
     "factors": factors.factors,
     "blocks": blocks.block_table,
+    "channel": channel.channel,
 }

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from monai_anon.evaluation.aggregation import PRIVACY_RANK, REFERENCE, attack_name, excludes, leakage, matching
+from monai_anon.evaluation.attacks.probes import NOT_PASSED
 from monai_anon.evaluation.tables import JUDGES, Row
 
 Outcome = Literal["fails", "sign", "open", "chance", "inapplicable"]
@@ -57,11 +58,14 @@ REPEATED = AucAttack(
     "repeated release (P6)", r"repeated_(patient_)?\d+_auc", "links patients by several of their released images"
 )
 NEAREST = AucAttack(
-    "nearest training patient (P5)", "membership_nearest_auc", "shows that releases look like training patients", True
+    "nearest training patient (P5)",
+    "membership_(identity_)?nearest_auc",
+    "shows that releases look like training patients",
+    True,
 )
 MEMBERSHIP = AucAttack(
     "membership inference (P5)",
-    "membership_(black_box|vae)_auc",
+    r"membership_(?!(identity_)?nearest_)\S+_auc",
     "tells whose images the anonymizer was trained on",
 )
 ATTRIBUTES = AucAttack(
@@ -140,6 +144,15 @@ def on_identity_latent(ours: Sequence[Row]) -> Control:
         return f"finds nothing, but nothing in the identity latent either ({where}): too weak to conclude from."
 
     return control
+
+
+def probe_check(ours: Sequence[Row]) -> Check:
+    """P8: whether the latents that pass know the patient; what does not pass is nobody's to probe."""
+    probed = matching(ours, PROBES.pattern)
+    if probed and all(row.note.startswith(NOT_PASSED) for row in probed):
+        return Check(PROBES.name, "inapplicable", "not applicable: neither the medical nor the residual latent passes.")
+    passing = [row for row in ours if not row.note.startswith(NOT_PASSED)]
+    return auc_check(PROBES, passing, on_identity_latent(ours))
 
 
 def never(measured: Sequence[Row]) -> str:

@@ -20,7 +20,6 @@ from monai_anon.evaluation.reporting.checks import (
     ATTRIBUTES,
     GALLERIES,
     INVERSION,
-    PROBES,
     RANKS,
     REPEATED,
     STATIC,
@@ -33,8 +32,8 @@ from monai_anon.evaluation.reporting.checks import (
     identity_factors,
     membership_checks,
     narrow,
-    on_identity_latent,
     on_untouched,
+    probe_check,
     rank_check,
 )
 from monai_anon.evaluation.tables import JUDGES, Row
@@ -136,7 +135,7 @@ def _checks(ours: Sequence[Row], shared: Sequence[Row], generated: bool) -> dict
         "Inference": [
             *membership_checks(ours),
             auc_check(ATTRIBUTES, ours, linked, reference),
-            auc_check(PROBES, ours, on_identity_latent(ours)),
+            probe_check(ours),
             *([factor_check(ours, reference)] if generated else []),
         ],
     }

@@ -12,10 +12,11 @@ from monai_anon.evaluation.aggregation import Headline, is_experiment, leakage, 
 from monai_anon.evaluation.reporting import plots
 from monai_anon.evaluation.reporting.runs import Curve
 from monai_anon.evaluation.reporting.tables import Table
-from monai_anon.evaluation.tables import JUDGES, Row
+from monai_anon.evaluation.tables import JUDGES, KEPT, Row
 
 GALLERY = r"linkage_(\d+)_rank_1"
 CHANCE = r"linkage_(\d+)_chance"
+CODE = r"code_(\d+)_"
 RELEASES = {
     r"repeated_(\d+)_auc": "releases of one image",
     r"repeated_patient_(\d+)_auc": "released images of one patient",
@@ -115,6 +116,38 @@ class Drawings:
                 for figure in self._against(pattern, (label, "AUC"), dataset, "auc")
             ]
         return []
+
+    def of_content(self, key: str) -> list[Figure]:
+        """The figures that belong to a section of what is kept."""
+        return [figure for dataset in self.datasets for figure in self._codes(dataset)] if key == "channel" else []
+
+    def _codes(self, dataset: str) -> list[Figure]:
+        """Bits against what is kept; methods of the same networks have the same curve, which is drawn once."""
+        measured = [
+            row for row in matching(self.rows, rf"{CODE}\w+") if row.dataset == dataset and row.value is not None
+        ]
+        same: dict[tuple[Row, ...], list[str]] = {}
+        for method in dict.fromkeys(row.method for row in measured):
+            rows = [row for row in measured if row.method == method]
+            same.setdefault(tuple(dataclasses.replace(row, method="", revision="") for row in rows), []).append(method)
+        return [self._code_figure(rows, methods, dataset) for rows, methods in same.items()]
+
+    def _code_figure(self, rows: Sequence[Row], methods: Sequence[str], dataset: str) -> Figure:
+        bits = {_count(rf"{CODE}bits", row): row.value for row in matching(rows, rf"{CODE}bits")}
+        series, words = [], []
+        for metric, name in KEPT.items():
+            pattern = rf"{CODE}{metric}"
+            found = {_count(pattern, row): row for row in matching(rows, pattern)}
+            at = sorted(found.keys() & bits.keys())
+            if at:
+                series.append(plots.Series(name, [bits[k] or 0.0 for k in at], [found[k] for k in at]))
+                words.append(f"{name}: " + ", ".join(f"{found[k].value:.3f} at {bits[k]:.2f} bits" for k in at))
+        own = (row for row in self.rows if row.method == JUDGES and row.dataset == dataset and row.value is not None)
+        known = {KEPT[row.metric]: row.value for row in own if row.metric in KEPT and row.value is not None}
+        untouched = {one.method: known[one.method] for one in series if one.method in known}
+        svg = plots.against_bits(f"bits-{methods[0]}-{dataset}", series, untouched)
+        whose = f"Bits against what is kept: the networks of {', '.join(methods)}; bars are 95 % intervals."
+        return self._figure(svg, whose, words, dataset)
 
     def curves(self) -> list[Figure]:
         """One figure an attack."""

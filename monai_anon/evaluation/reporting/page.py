@@ -10,7 +10,7 @@ import monai_anon
 from monai_anon.evaluation import tables
 from monai_anon.evaluation.aggregation import REFERENCE, Headline, aggregate, attacked, headlines, withheld
 from monai_anon.evaluation.aggregation import silences as silences_of
-from monai_anon.evaluation.reporting import conclusions, provenance
+from monai_anon.evaluation.reporting import conclusions, passing, provenance
 from monai_anon.evaluation.reporting import sections as report_sections
 from monai_anon.evaluation.reporting import tables as report_tables
 from monai_anon.evaluation.reporting.checks import figure
@@ -61,6 +61,7 @@ class Page:
             "several_data": len(self.datasets) > 1,
             "verdicts": list(self.verdicts()),
             "provenance": provenance.made_on(self.runs),
+            "passes": passing.in_words(self.raw, self.subjects()),
             "seconds": provenance.seconds(self.runs),
             "joined": self.joined(),
             "quality": report_tables.quality_table(self.rows),
@@ -145,7 +146,8 @@ class Page:
     def part(self, section: report_sections.Section) -> Part | None:
         """A section with its tables; None where it has none."""
         found = [table for group in section.groups if (table := report_tables.group_table(self.rows, group))]
-        return Part(section.key, section.title, section.sentence, found) if found else None
+        figures = self.drawings.of_content(section.key)
+        return Part(section.key, section.title, section.sentence, found, figures) if found else None
 
     def attacks(self) -> list[Part]:
         """P1 to P8 with their figures, whether they were run or not, then the attackers' curves."""
@@ -197,6 +199,8 @@ class Page:
             "An error rate: several attacks are looked at and the strongest counts, without correction. That errs to "
             "the safe side: a leak may be called where there is none.",
         ]
+        if passing.bounded(self.raw, self.subjects()):
+            found.append(passing.NOT_COVERED)
         if self.silences:
             found.append(
                 "Anything about privacy where there is no verdict: neither that it is kept nor that it is not."

@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (5, 1, 1, 1, 1, 1)))
+SPARSE: Any = (0, (1, 3))
 SIZE = (5.2, 4.0)  # inches
 CHANCE = "#595959"
+UNTOUCHED = "untouched images"
 SETTINGS: Any = {
     "svg.fonttype": "none",  # letters stay letters: they scale, and a search finds them
     "svg.hashsalt": "monai-anon",
@@ -193,14 +195,7 @@ def against_count(
     with _figure(name) as (axes, svg):
         ticks = sorted({x for one in series for x in one.x})
         for one in sorted(series, key=lambda one: one.method != REFERENCE):
-            style = look[one.method]
-            values = [row.value or 0.0 for row in one.rows]
-            spreads = [_spread(row) for row in one.rows]
-            errors = [[spread[side][0] for spread in spreads] for side in (0, 1)]
-            axes.errorbar(
-                one.x, values, yerr=errors, color=style.colour, linestyle=style.dashes, marker=style.marker,
-                markersize=6, linewidth=1.6, elinewidth=1, capsize=2, label=_legend(one.method),
-            )  # fmt: skip
+            _line(axes, one, look[one.method])
         if chance == "auc":
             axes.axhline(0.5, color=CHANCE, linestyle=":", linewidth=1, label="chance")
         elif chance:
@@ -214,9 +209,42 @@ def against_count(
         return svg()
 
 
+def against_bits(name: str, series: Sequence[Series], untouched: Mapping[str, float]) -> str:
+    """What is kept (y) by the bits that a release says at most (x): one line a figure, dotted for untouched images.
+
+    Args:
+        series: `method` is what a figure is called.
+        untouched: what the judge reads from the images themselves, by the same names.
+    """
+    with _figure(name) as (axes, svg):
+        look = looks([one.method for one in series])
+        for one in series:
+            _line(axes, one, look[one.method])
+            if one.method in untouched:
+                axes.axhline(untouched[one.method], color=look[one.method].colour, linestyle=SPARSE, linewidth=1)
+        if untouched:
+            axes.plot([], [], color=CHANCE, linestyle=SPARSE, linewidth=1, label=UNTOUCHED)
+        axes.set_xlabel("bits that a release says of its original, at most")
+        axes.set_ylabel("by the medical judge, on released images")
+        _name(axes)
+        return svg()
+
+
+def _line(axes: Axes, one: Series, style: Look) -> None:
+    """A line through its marks, with intervals."""
+    spreads = [_spread(row) for row in one.rows]
+    errors = [[spread[side][0] for spread in spreads] for side in (0, 1)]
+    axes.errorbar(
+        one.x, [row.value or 0.0 for row in one.rows], yerr=errors, color=style.colour, linestyle=style.dashes,
+        marker=style.marker, markersize=6, linewidth=1.6, elinewidth=1, capsize=2, label=_legend(one.method),
+    )  # fmt: skip
+
+
 def _name(axes: Axes) -> None:
-    """A legend above the axes, where it covers no line; chance comes last."""
-    pairs = sorted(zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1] == "chance")
+    """A legend above the axes, where it covers no line; what lines are compared with comes last."""
+    pairs = sorted(
+        zip(*axes.get_legend_handles_labels(), strict=True), key=lambda pair: pair[1] in ("chance", UNTOUCHED)
+    )
     handles, names = zip(*pairs, strict=True)
     shown = [name if len(name) <= 40 else name[:39] + "…" for name in names]
     columns = 3 if max(map(len, shown)) <= 16 else 2 if max(map(len, shown)) <= 26 else 1

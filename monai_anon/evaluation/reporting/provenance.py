@@ -23,6 +23,7 @@ def made_on(runs: Sequence[Run]) -> Table:
         ("findings", [_plain(run.get("cohort", "classes")) for run in runs]),
         ("parts", [_parts(run) for run in runs]),
         ("anonymizer", [", ".join(run.subjects) or NOT_RECORDED for run in runs]),
+        *passing_line(runs),
         ("digest of its weights", [str(run.get("subject", "weights")) for run in runs]),
         ("images seen in its training", [_plain(run.get("subject", "images_seen")) for run in runs]),
         ("bundle", [_path(run, "bundle") for run in runs]),
@@ -33,6 +34,13 @@ def made_on(runs: Sequence[Run]) -> Table:
     ]
     lines = [Line([Cell(name), *map(Cell, values)]) for name, values in entries]
     return Table("What was trained and measured on what", ["", *_columns(runs)], lines)
+
+
+def passing_line(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
+    """The channel's settings; no line where no run has a channel."""
+    found = [run.get("subject", "channel") for run in runs]
+    known = any(one != NOT_RECORDED for one in found)
+    return [("what passes of an original", [_plain(one) for one in found])] if known else []
 
 
 def seconds(runs: Sequence[Run]) -> Table:

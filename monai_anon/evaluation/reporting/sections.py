@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+from monai_anon.evaluation.tables import CODES
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -53,7 +55,16 @@ PAIRINGS = {
     "lowest-bits": "released to real, with the lowest bits",
     "": "the strongest",
 }
-MEMBERSHIPS = {"nearest": "nearest training patient", "black_box": "black box", "vae": "with the VAE's loss"}
+MEMBERSHIPS = {
+    "nearest": "nearest training patient",
+    "black_box": "black box",
+    "reconstruction": "model file: reconstruction",
+    "pairs": "model file: two images of a person",
+    "vae": "model file: the VAE's loss",
+    "identity_samples": "model file: nearest sampled identity",
+    "identity_nearest": "sampled identities to training patients",
+    "prior": "model file: the channel's tables",
+}
 
 ATTACKS = (
     Section(
@@ -107,11 +118,12 @@ ATTACKS = (
         "P5",
         "P5: membership",
         "The attacker asks whether a person's images were among those that the anonymizer was trained on, and whether "
-        "releases look like training patients (above 0.5; below, they only look unlike real images).",
+        "releases look like training patients (above 0.5; below, they only look unlike real images). With the model "
+        "file they also ask what its networks and tables remember.",
         [
             Group(
                 "Membership inference",
-                r"membership_(?P<case>nearest|black_box|vae)_(?P<figure>auc|tpr_at_fpr_1)",
+                rf"membership_(?P<case>{'|'.join(MEMBERSHIPS)})_(?P<figure>auc|tpr_at_fpr_1)",
                 {"auc": "AUC", "tpr_at_fpr_1": "TPR at FPR 1 %"},
                 "by",
                 MEMBERSHIPS,
@@ -144,7 +156,8 @@ ATTACKS = (
         "P8",
         "P8: latent probes",
         "Somebody with the network's latents predicts patient and finding from each of the three: the identity latent "
-        "should know the patient, the medical one the finding, and what passes should not know the patient.",
+        "should know the patient, the medical one the finding, and a latent that passes should not know the patient. "
+        "Which do not pass is said below.",
         [
             Group(
                 "Probes on the three latents",
@@ -157,6 +170,28 @@ ATTACKS = (
 )
 
 CONTENT = (
+    Section(
+        "channel",
+        "What passes: bits against what is kept",
+        "Instead of the medical latent the number of one of K prototypes may pass, a code; identity and residual are "
+        "drawn. A release then says at most log2 K bits of its original, whoever looks. Below, what the medical judge "
+        "still reads of releases under codes of every size, with the same networks and the same draws.",
+        [
+            Group(
+                "The bound of what was measured",
+                r"channel_(?P<figure>bits|patients|epsilon)",
+                CODES | {"epsilon": "epsilon"},
+            ),
+            Group(
+                "What is kept under a code of K prototypes",
+                r"code_(?P<case>\d+)_(?P<figure>bits|patients|(finding|side|severity)_\w+)",
+                CODES,
+                "K",
+                note="The code as it is, without randomised response. A level may have fewer prototypes than K; the "
+                "patients are those of the training part.",
+            ),
+        ],
+    ),
     Section(
         "content",
         "Medical content",
@@ -218,7 +253,7 @@ CONTENT = (
         "factors",
         "Ground truth: exact factors",
         "On a generated cohort every factor is known. Identity factors should not be readable from released images "
-        "(R² near 0), medical and residual ones should (R² near 1).",
+        "(R² near 0), medical ones should (R² near 1), and residual ones only where the residual latent passes.",
         [
             Group(
                 "Groups of factors, read from released images",

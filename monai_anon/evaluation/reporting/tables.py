@@ -48,9 +48,7 @@ class Table:
 
 
 def cell(row: Row | None) -> Cell:
-    """A figure with its interval; "no verdict" or "not measured" where it has none, a dash where nobody asked."""
-    if row is not None and row.value is None:
-        return Cell("no verdict" if row.note.startswith("no verdict") else "not measured")
+    """A figure with its interval; why not where it has none, a dash where nobody asked."""
     return Cell(tables.cell(row), None if row is None else row.value)
 
 
