@@ -62,6 +62,7 @@ class Codebook(nn.Module):
 
     Args:
         size: dimensions of the medical latent.
+        classes: findings, each with coordinates of its own.
     """
 
     axes: Tensor
@@ -71,10 +72,10 @@ class Codebook(nn.Module):
     prototypes: Tensor
     patients: Tensor
 
-    def __init__(self, size: int):
+    def __init__(self, size: int, classes: int = 2):
         super().__init__()
         levels = len(LEVELS)
-        self.register_buffer("axes", torch.eye(size))
+        self.register_buffer("axes", torch.eye(size).repeat(classes, 1, 1))
         self.register_buffer("points", torch.zeros(FINEST, size))
         self.register_buffer("finding", torch.full((FINEST,), -1))
         self.register_buffer("members", torch.zeros(levels, FINEST, dtype=torch.long))
@@ -85,9 +86,13 @@ class Codebook(nn.Module):
         """The code `(B,)` at a level (an index into `LEVELS`) of medical latents `(B, D)` with predicted findings
         `(B,)`: the nearest of the finding's finest points, and what it belongs to.
         """
-        distance = torch.cdist(medical @ self.axes, self.points)
+        distance = torch.cdist(self.places(medical, finding), self.points)
         distance = distance.masked_fill(finding[:, None] != self.finding, math.inf)
         return self.members[level, distance.argmin(1)]
+
+    def places(self, medical: Tensor, finding: Tensor) -> Tensor:
+        """Medical latents `(B, D)` in the coordinates of their findings, `(B, D)`."""
+        return torch.einsum("bi,bij->bj", medical, self.axes[finding])
 
     def latent(self, code: Tensor, level: int) -> Tensor:
         """The medical latents `(B, D)` of codes `(B,)`."""
@@ -157,6 +162,7 @@ class Channel(nn.Module):
 
     Args:
         latent_sizes: of identity, medical and residual latent.
+        classes: findings that the medical classifier tells apart.
         policy: one of `POLICIES`; under `latents` this module is not asked.
         prototypes: K, one of `LEVELS`; a level may have fewer, never more.
         epsilon: of the randomised response; None passes the code as it is.
@@ -169,6 +175,7 @@ class Channel(nn.Module):
     def __init__(
         self,
         latent_sizes: Sequence[int],
+        classes: int = 2,
         policy: str = "code",
         prototypes: int = 32,
         epsilon: float | None = None,
@@ -185,7 +192,7 @@ class Channel(nn.Module):
         self.epsilon: float = 0.0 if epsilon is None else float(epsilon)
         self.identity_size, medical_size, self.residual_size = latent_sizes
         self.noise_size = self.identity_size + self.residual_size + 3
-        self.codebook = Codebook(medical_size)
+        self.codebook = Codebook(medical_size, classes)
         self.identity, self.residual = Mixture(self.identity_size, 1), Mixture(self.residual_size, components)
 
     def forward(self, z: Latents, finding: Tensor, noise: Tensor) -> Latents:

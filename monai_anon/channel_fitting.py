@@ -14,7 +14,13 @@ logger = logging.getLogger("monai_anon")
 
 
 def fit_channel(
-    latents: Latents, patient: Tensor, finding: Tensor, fewest: int = 20, components: int = 16, seed: int = 0
+    latents: Latents,
+    patient: Tensor,
+    finding: Tensor,
+    classes: int = 2,
+    fewest: int = 20,
+    components: int = 16,
+    seed: int = 0,
 ) -> Channel:
     """Prototypes and priors of training images' latents, on the CPU.
 
@@ -24,53 +30,53 @@ def fit_channel(
     Args:
         patient: codes `(N,)`.
         finding: predicted, `(N,)`: a release has nothing else to go by.
+        classes: findings that the medical classifier tells apart.
         fewest: training patients that must share each prototype.
         components: of the residual's prior, at most.
     """
     sizes = [latent.shape[1] for latent in latents]
-    channel = Channel(sizes, components=components)
+    channel = Channel(sizes, classes, components=components)
     identity, medical, residual = (latent.numpy() for latent in latents)
     try:
-        channel.codebook = fit_codebook(medical, patient.numpy(), finding.numpy(), fewest, seed=seed)
+        channel.codebook = fit_codebook(medical, patient.numpy(), finding.numpy(), classes, fewest, seed=seed)
         channel.identity = fit_mixture(identity, 1, seed=seed)
         channel.residual = fit_mixture(residual, components, seed=seed)
     except ValueError as error:
         logger.warning("no prototypes: %s. Only the policy latents can be had, which has no bound", error)
-        return Channel(sizes, components=components)
+        return Channel(sizes, classes, components=components)
     return channel
 
 
 # ---- Prototypes ----
 
 
-def invariant_axes(medical: np.ndarray, patient: np.ndarray, finding: np.ndarray, limit: float = 0.3) -> np.ndarray:
-    """Directions `(D, d)` of the medical latent `(N, D)` that say little of who the patient is, each of within-patient
-    variance 1.
+def invariant_axes(medical: np.ndarray, patient: np.ndarray, limit: float = 0.3) -> np.ndarray:
+    """Directions `(D, d)` of the medical latents `(N, D)` of one finding that say little of who the patient is, each of
+    within-patient variance 1; the others are zeros.
 
     Solves the generalised eigenproblem of between- and within-patient covariance, over patients `(N,)` with two images
-    or more, after the findings' means are taken out: a finding that never changes within a patient is no identity. Kept
-    are directions whose ratio of variances is at most `limit`, and always the best one.
-
-    Raises:
-        ValueError: fewer than two patients have two images.
+    or more, and keeps the directions whose ratio of variances is at most `limit`. Of one finding, so that a finding
+    which never changes within a patient is not taken for identity, and because what varies depends on it: among images
+    without a finding there is nothing but anatomy. With fewer than two such patients nobody can tell, and none is kept.
     """
     from scipy.linalg import eigh
 
-    centred = medical.astype(np.float64).copy()
-    for one in np.unique(finding):
-        centred[finding == one] -= centred[finding == one].mean(0)
+    size = medical.shape[1]
+    centred = medical.astype(np.float64) - medical.mean(0)
     _, codes, counts = np.unique(patient, return_inverse=True, return_counts=True)
-    means = np.zeros((len(counts), medical.shape[1]))
+    means = np.zeros((len(counts), size))
     np.add.at(means, codes, centred)
     means /= counts[:, None]
     several = counts > 1
+    found = np.zeros((size, size))
     if several.sum() < 2:
-        raise ValueError("two patients with two images each are needed to tell what is a patient's")
+        return found
     rest = (centred - means[codes])[several[codes]]
-    within = rest.T @ rest / (len(rest) - several.sum()) + 1e-9 * np.eye(medical.shape[1])
+    least = 1e-4 * max(centred.var(0).mean(), 1e-12)  # below it a direction says nothing, and is not blown up
+    within = rest.T @ rest / (len(rest) - several.sum()) + least * np.eye(size)
     between = np.cov(means[several].T).reshape(within.shape) - within / counts[several].mean()
-    ratios, axes = eigh(between, within)  # ascending
-    found: np.ndarray = axes[:, : max(1, int((ratios <= limit).sum()))]
+    ratios, axes = eigh(between, within)
+    found[:, ratios <= limit] = axes[:, ratios <= limit]
     return found
 
 
@@ -78,28 +84,33 @@ def fit_codebook(
     medical: np.ndarray,
     patient: np.ndarray,
     finding: np.ndarray,
+    classes: int = 2,
     fewest: int = 20,
     limit: float = 0.3,
     seed: int = 0,
 ) -> Codebook:
     """Prototypes of the medical latents `(N, D)` of training images.
 
-    k-means in the patient-invariant coordinates, within each predicted finding `(N,)`: the finding is always part of
-    the code. Clusters are then merged, each time the two of one finding whose union costs least (Ward 1963), until
-    there are at most `FINEST` and every one holds `fewest` patients: counted anew with each image at the nearest centre
-    that is left, since only those centres are kept. Each coarser level merges the groups of the finer one. A prototype
-    is the mean latent of its images, all of its dimensions: an average of many people.
+    k-means within each predicted finding `(N,)`, in its patient-invariant coordinates: the finding is always part of
+    the code, and one without such coordinates has one prototype. Clusters are then merged, each time the two of one
+    finding whose union costs least (Ward 1963), until there are at most `FINEST` and every one holds `fewest` patients:
+    counted anew with each image at the nearest centre that is left, since only those centres are kept. Each coarser
+    level merges the groups of the finer one. A prototype is the mean latent of its images, all of its dimensions: an
+    average of many people.
 
     Args:
         patient: codes `(N,)`.
+        classes: findings there may be.
         fewest: training patients that must share each prototype, at every level.
         limit: see `invariant_axes`.
 
     Raises:
-        ValueError: a finding has fewer patients than `fewest`, or there are too few images.
+        ValueError: a finding has fewer patients than `fewest`.
     """
-    axes = invariant_axes(medical, patient, finding, limit)
-    places = medical @ axes
+    axes = np.zeros((classes, medical.shape[1], medical.shape[1]))
+    for one in np.unique(finding):
+        axes[one] = invariant_axes(medical[finding == one], patient[finding == one], limit)
+    places = np.einsum("ni,nij->nj", medical, axes[finding])
     labels, kinds = clustered(places, patient, finding, fewest, seed)
     people = np.zeros(1)
     while people.min() < fewest:  # merge, let each image go to the nearest centre, and count again
@@ -109,10 +120,9 @@ def fit_codebook(
         used, labels = np.unique(nearest(places, points, finding, kinds), return_inverse=True)
         kinds, points = kinds[used], points[used]
         people = np.array([len(np.unique(patient[labels == group])) for group in range(len(points))])
-    book = Codebook(medical.shape[1])
-    book.axes[:, : axes.shape[1]] = torch.from_numpy(axes).float()
-    book.axes[:, axes.shape[1] :] = 0.0
-    book.points[: len(points), : axes.shape[1]] = torch.from_numpy(points).float()
+    book = Codebook(medical.shape[1], classes)
+    book.axes.copy_(torch.from_numpy(axes))
+    book.points[: len(points)] = torch.from_numpy(points).float()
     book.finding[: len(kinds)] = torch.from_numpy(kinds)
     members = np.arange(len(points))
     for level in range(len(LEVELS) - 1, -1, -1):
@@ -136,14 +146,13 @@ def clustered(
     from sklearn.cluster import KMeans
 
     labels, kinds = np.zeros(len(places), int), list[int]()
-    findings = np.unique(finding)
-    for one in findings:
+    for one in np.unique(finding):
         rows = np.flatnonzero(finding == one)
         people = len(np.unique(patient[rows]))
         if people < fewest:
             raise ValueError(f"finding {one} has {people} patients; each prototype must be shared by {fewest}")
         different = len(np.unique(places[rows], axis=0))  # more clusters than that would leave some empty
-        count = min(FINEST // len(findings), max(1, len(rows) // 4), different)
+        count = min(FINEST, max(1, len(rows) // 4), different)
         labels[rows] = KMeans(count, n_init=1, random_state=seed).fit(places[rows]).labels_ + len(kinds)
         kinds += [one] * count
     return labels, np.array(kinds)

@@ -142,10 +142,10 @@ class Decoder(nn.Module):
     Args:
         widths: channels from the smallest map to the largest, each step doubles the side.
         head: how many pixels a side the last map unfolds into (pixel shuffle); 1 for a plain convolution.
-        film: let the latents scale and shift every block, so that pose can act on anatomy by products.
-        canvas: draw on a canvas of this many times the image's side, then place it (shift, zoom, rotation) as the
-            residual latent says: anatomy is drawn once, upright, whatever the pose. 0 draws the image itself (the
-            paper).
+        film: let the latents that draw scale and shift every block.
+        canvas: let identity and medical latent alone draw, upright, on a canvas of this many times the image's side;
+            the residual latent only places (shift, zoom, rotation) and exposes what they drew, so that no finding can
+            hide in it. 0 draws the image itself from all three (the paper).
     """
 
     def __init__(
@@ -163,7 +163,7 @@ class Decoder(nn.Module):
         check_size(size, head * 2 ** (len(widths) - 1), "decoder")
         self.size, self.channels, self.width = size, channels, widths[0]
         self.side = size // (head * 2 ** (len(widths) - 1))
-        total = sum(latent_sizes)
+        total = sum(latent_sizes[:2] if canvas else latent_sizes)
         condition = total if film else 0
         self.dense = nn.Linear(total, widths[0] * self.side**2)
         pairs = [(widths[0], widths[0], "same")]
@@ -173,20 +173,28 @@ class Decoder(nn.Module):
         self.final_norm = normalisation(norm, widths[-1])
         unfold = head * max(canvas, 1)
         self.head = nn.Sequential(nn.Conv2d(widths[-1], channels * unfold**2, 3, padding=1), nn.PixelShuffle(unfold))
-        self.pose: nn.Linear | None = nn.Linear(latent_sizes[2], 4) if canvas else None
-        if self.pose is not None:
-            nn.init.zeros_(self.pose.bias)
-            nn.init.normal_(self.pose.weight, std=0.02)
+        self.placing: nn.Linear | None = nn.Linear(latent_sizes[2], 4 + 3) if canvas else None
+        if self.placing is not None:
+            nn.init.zeros_(self.placing.bias)
+            nn.init.normal_(self.placing.weight, std=0.02)
 
     def forward(self, latents: Latents) -> Tensor:
-        z = torch.cat([latents.identity, latents.medical, latents.residual], dim=1)
+        z = torch.cat([latents.identity, latents.medical], dim=1)
+        if self.placing is None:
+            z = torch.cat([z, latents.residual], dim=1)
         h = self.dense(z).reshape(-1, self.width, self.side, self.side)
         for block in self.blocks:
             h = block(h, z)
         drawn = self.head(F.leaky_relu(self.final_norm(h), 0.2)).float()
-        if self.pose is not None:
-            drawn = self.place(drawn, self.pose(latents.residual).float())
+        if self.placing is not None:
+            pose, tone = self.placing(latents.residual).float().split([4, 3], dim=1)
+            drawn = self.expose(self.place(drawn, pose), tone)
         return torch.tanh(drawn)
+
+    def expose(self, drawn: Tensor, tone: Tensor) -> Tensor:
+        """A tone curve for each image `(B, C, S, S)`, before tanh: offset, log contrast and curvature `(B, 3)`."""
+        offset, contrast, curvature = tone[:, :, None, None, None].unbind(1)
+        return offset + contrast.exp() * drawn + curvature * drawn.square()
 
     def place(self, drawn: Tensor, pose: Tensor) -> Tensor:
         """Sample the canvas `(B, C, cS, cS)` at the pixels of the image.

@@ -38,8 +38,9 @@ class Recipe:
         identity_from_same: decode with the identity of another image of the same patient.
         free_cycle: let Eq. 1 move its targets and the encoder on generated images (the paper), or only the decoder
             (ours).
-        vary: shift (up to 6 % of the side), expose (15 %) and contrast (15 %) every image otherwise each time; no flip,
-            since sides matter. For cohorts of some hundred images.
+        vary: shift, expose and contrast every image otherwise each time (`variation.other_captures`).
+        warp: make every patient another person each time, by smooth displacements up to this share of the side and
+            smooth shades (`variation.other_people`); 0 for the patients as they are.
         augment: flip, shift and expose images before the discriminator of reconstructions (Eq. 3; `losses.augment`).
         veil: noise on images before the recogniser looks at them, in units of [-1, 1].
         alpha: Eq. 3's PSNR normalisation, dB.
@@ -55,6 +56,7 @@ class Recipe:
     identity_from_same: bool = True
     free_cycle: bool = False
     vary: bool = False
+    warp: float = 0.0
     augment: bool = True
     veil: float = 0.0
     alpha: float = 48.0

@@ -18,6 +18,7 @@ from monai_anon.networks import Discriminator, Disentangler, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
 from monai_anon.ranks import average_over_ranks
 from monai_anon.recipe import RECOGNISED, SWAP_TERMS, Recipe
+from monai_anon.variation import other_captures, other_people
 
 Segment = tuple[str, slice, slice]
 """One kind of swap: the swapped latent's name, its rows in the batch, its rows among the generated images."""
@@ -73,7 +74,8 @@ class DisentanglementStep:
         """Named unweighted terms (detached scalars) and statistics of the latents (`latent/...`)."""
         self.compute.begin_step()
         self.model.train()
-        batch = varied(batch) if self.recipe.vary else batch
+        batch = other_people(batch, self.recipe.warp) if self.recipe.warp else batch
+        batch = other_captures(batch) if self.recipe.vary else batch
         active = self.recipe.active(progress)
         swapping = bool(active & set(SWAP_TERMS))
 
@@ -290,13 +292,6 @@ class DisentanglementStep:
         for term, network in self.critics.items():
             parts |= {f"{term}_discriminator": network, f"{term}_updater": self.critic_updaters[term]}
         return parts
-
-
-def varied(batch: Batch) -> Batch:
-    """The batch with every image shifted and exposed otherwise; where I_same is I_ori itself they come out apart."""
-    names = ("i_ori", "i_same", "i_tar")
-    images = losses.augment(torch.cat([batch[n] for n in names]), None, 0.15, 0.06, 0.15, flip=False).clamp(-1, 1)
-    return {**batch, **dict(zip(names, images.chunk(3), strict=True))}
 
 
 def take(z: Latents, rows: slice) -> Latents:

@@ -272,7 +272,7 @@ def test_iterations_are_counted_by_the_images_that_were_drawn_and_not_by_those_a
     given = {"epochs": 6, "manifest": cohort, "images": (24, 48), "seeds": (seed,), "say": said.append}
     run_ablation("data", bundle, tmp_path / "out", dry_run=True, **given)
     assert len(draw_training(entries, 24, seed)) // 8 == 2
-    assert "--max_epochs 18 --recogniser_epochs 3 --validate_every 3" in said[0]  # 6 epochs of 6 batches
+    assert "--max_epochs 18 --validate_every 3 --recogniser_epochs 3" in said[0]  # 6 epochs of 6 batches
 
 
 def test_all_images_need_no_manifest_of_their_own(bundle: Path, cohort: Path, tmp_path) -> None:
@@ -374,8 +374,8 @@ def test_dry_run_says_the_commands_as_typed_and_writes_nothing(tmp_path) -> None
     lines = "\n".join(said).splitlines()
     commands = [line for line in lines if line.startswith("python -m monai.bundle run training --config_file ")]
     assert len(lines) - len(commands) == 6 + 2 and len(commands) == 7 + 2
-    assert "--max_epochs 60 --recogniser_epochs 4 --validate_every 2" in commands[-2]
-    assert "--max_epochs 30 --recogniser_epochs 2 --validate_every 1" in commands[-1]
+    assert "--max_epochs 60 --validate_every 2" in commands[-2]
+    assert "--max_epochs 30 --validate_every 1" in commands[-1]
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_dir()) == ["bundle", "configs"]
 
 

@@ -32,17 +32,33 @@ def fitted():
 
 
 @pytest.mark.parametrize("confounded", [False, True])
-def test_what_tells_the_patient_is_left_out_and_the_finding_is_kept(confounded):
-    axes = invariant_axes(*latents(confounded=confounded))
-    assert axes.shape == (SIZE, 2)
-    weight = np.abs(axes) * latents()[0].std(0)[:, None]  # how much each dimension's spread moves a coordinate
-    assert weight[2].max() < 0.1 * weight[:2].max()
+def test_what_tells_the_patient_is_left_out_and_the_extent_of_the_finding_is_kept(confounded):
+    medical, patient, finding = latents(confounded=confounded)
+    ill = finding == 1
+    axes = invariant_axes(medical[ill], patient[ill])
+    kept = axes[:, np.abs(axes).sum(0) > 0]
+    weight = np.abs(kept) * medical[ill].std(0)[:, None]  # how much each dimension's spread moves a coordinate
+    assert kept.shape[1] == 2 and weight[2].max() < 0.1 * weight[:2].max()
     assert weight[0].max() > 0.5
 
 
-def test_no_axes_without_two_patients_of_two_images():
-    with pytest.raises(ValueError, match="two patients with two images"):
-        invariant_axes(np.zeros((3, 2), np.float32), np.arange(3), np.zeros(3, int))
+def test_what_varies_among_the_ill_alone_divides_the_ill_alone():
+    rng = np.random.default_rng(0)
+    patient, finding = np.arange(1200) // 4, np.arange(1200) // 2 % 2
+    extent, anatomy = rng.normal(size=1200), rng.normal(size=(300, 2))[patient]
+    ill = np.stack([extent, 3 + 0.1 * rng.normal(size=1200)], 1)
+    medical = np.where(finding[:, None] > 0, ill, anatomy + 0.1 * rng.normal(size=(1200, 2))).astype(np.float32)
+    book = fit_codebook(medical, patient, finding)
+    codes = book.finding[: book.count(-1)]
+    assert (codes == 0).sum() == 1 and (codes == 1).sum() > 8
+
+
+def test_a_finding_of_which_nobody_can_tell_what_is_the_patients_has_one_code():
+    assert not invariant_axes(np.random.default_rng(0).normal(size=(50, 3)), np.arange(50)).any()
+    rng = np.random.default_rng(0)
+    medical, finding = rng.normal(size=(400, 3)).astype(np.float32), np.arange(400) % 2
+    book = fit_codebook(medical, np.arange(400), finding)
+    assert all(book.count(level) == 2 for level in range(len(LEVELS)))
 
 
 @pytest.mark.parametrize("level", range(len(LEVELS)))

@@ -73,7 +73,7 @@ def toy_networks(policy="latents", prototypes=8, epsilon=None, fitted=True):
         torch.manual_seed(0)
         vae = IdentityVAE(UPPER, latent_size=4, hidden=8, unit_identity=False)
     disentangler = Disentangler(ToyEncoder(), ToyDecoder(), ToyFinding())
-    own = Channel((UPPER, MEDICAL, RESIDUAL), policy, prototypes, epsilon)
+    own = Channel((UPPER, MEDICAL, RESIDUAL), policy=policy, prototypes=prototypes, epsilon=epsilon)
     if fitted:
         known = encode_cohort(disentangler, toy_cohort(150, seed=7))
         found = fit_channel(known.latents, known.patient, known.finding, fewest=5)

@@ -182,12 +182,25 @@ def test_zoom_enlarges_rotation_turns_and_no_pose_is_absurd():
     torch.testing.assert_close(wild[0, 0, 0, 0], torch.tensor(-1 + 0.4 * SIZE / (SIZE - 1)), atol=2e-2, rtol=0)
 
 
-def test_pose_is_read_from_the_residual_latent_alone():
-    decoder = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=2)
-    z = Latents(*(latent.requires_grad_() for latent in random_latents(2)))
-    decoder.pose(z.residual).sum().backward()
-    assert decoder.pose.in_features == LATENT_SIZES[2]
-    assert z.identity.grad is None and z.medical.grad is None
+@pytest.mark.parametrize("film", [True, False])
+def test_on_a_canvas_the_residual_places_and_exposes_and_draws_nothing(film):
+    torch.manual_seed(0)
+    decoder = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=2, film=film)
+    z, other = random_latents(2), random_latents(2)
+    moved = z._replace(residual=other.residual)
+    assert not torch.equal(decoder(z), decoder(moved))
+    with torch.no_grad():
+        decoder.placing.weight.zero_()
+    assert torch.equal(decoder(z), decoder(moved))
+
+
+def test_a_tone_of_zeros_leaves_the_drawing_and_its_three_parts_do_what_they_say():
+    decoder = Decoder(SIZE, 1, (8, 4), LATENT_SIZES, canvas=1)
+    drawn = torch.randn(2, 1, SIZE, SIZE)
+    assert torch.equal(decoder.expose(drawn, torch.zeros(2, 3)), drawn)
+    tone = torch.tensor([[0.5, 0.0, 0.0], [0.0, math.log(2), 0.1]])
+    expected = torch.stack([drawn[0] + 0.5, 2 * drawn[1] + 0.1 * drawn[1] ** 2])
+    torch.testing.assert_close(decoder.expose(drawn, tone), expected)
 
 
 # ---- Disentangler ----

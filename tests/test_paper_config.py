@@ -142,7 +142,7 @@ def test_the_built_networks_have_the_authors_widths(step: DisentanglementStep) -
     assert convolved(decoder) == [*AUTHORS["up"], 1]
     assert decoder.dense.out_features == 256 * (64 // 16) ** 2
     assert encoder.head.in_features == AUTHORS["widths"][-1]  # global mean
-    assert not encoder.unit_identity and decoder.pose is None
+    assert not encoder.unit_identity and getattr(decoder, "placing", None) is None
     assert set(step.critics) == {"adversarial"} and convolved(step.critics["adversarial"]) == [128, 256, 512]
     for network in (encoder, decoder, step.critics["adversarial"]):
         kinds = {type(m) for m in network.modules()}

@@ -5,6 +5,7 @@ import json
 import math
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -19,7 +20,8 @@ from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recognis
 from monai_anon.optimisation import Optimisation, Updater, frozen
 from monai_anon.recipe import RECOGNISED, SWAP_TERMS, TERMS, Recipe
 from monai_anon.recognition import RecogniserStep, finding_objective, jitter
-from monai_anon.steps import DisentanglementStep, latent_statistics, varied
+from monai_anon.steps import DisentanglementStep, latent_statistics
+from monai_anon.variation import other_captures, other_people
 
 ALL = {term: 0.1 * (number + 1) for number, term in enumerate(TERMS)}
 NOISE = {"identity": 0.1, "medical": 0.2, "residual": 0.3}
@@ -234,23 +236,43 @@ def test_correlation_terms_join_after_their_share_of_the_training():
     assert set(CORRELATIONS) <= set(step(pair_batch(), 0.15))
 
 
-def test_varied_images_stay_in_range_and_the_labels_as_they_are():
+@pytest.mark.parametrize("varied", [other_captures, partial(other_people, warp=0.04)])
+def test_varied_images_stay_in_range_and_the_labels_as_they_are(varied):
     batch = pair_batch()
     changed = varied(batch)
     for name, value in batch.items():
         image = name.startswith("i_")
         assert torch.equal(changed[name], value) != image and changed[name].shape == value.shape
         assert not image or changed[name].abs().max() <= 1
-    same = varied({**batch, "i_same": batch["i_ori"]})
-    assert not torch.equal(same["i_same"], same["i_ori"])
 
 
-def test_a_step_varies_its_images_only_if_told(monkeypatch):
+def test_a_pair_is_one_person_in_two_captures():
+    batch = pair_batch()
+    pair = {**batch, "i_same": batch["i_ori"], "i_tar": batch["i_ori"]}
+    person, captures = other_people(pair, 0.04), other_captures(pair)
+    assert torch.equal(person["i_same"], person["i_ori"]) and not torch.equal(person["i_tar"], person["i_ori"])
+    assert not torch.equal(captures["i_same"], captures["i_ori"])
+
+
+def test_another_person_is_near_the_first_and_moves_no_further_than_told():
+    """A column of light, which stands still where nothing is displaced; the shade alone never reaches a quarter."""
+    image = torch.full((200, 1, 32, 32), -0.5)
+    image[..., 15:17] = 0.5
+    pair = dict.fromkeys(("i_ori", "i_same", "i_tar"), image)
+    for warp, furthest in ((0.0, 0.0), (0.1, 0.1 * 32 * 1.3)):  # bicubic fields overshoot their knots
+        light = other_people(pair, warp)["i_ori"][:, 0] > 0.0
+        column = torch.arange(32.0) - 15.5
+        moved = (column * light).sum(-1) / light.sum(-1).clamp_min(1)
+        assert moved.abs().max() <= furthest + 0.5 and (moved.abs().max() > 1) == (warp > 0)
+
+
+@pytest.mark.parametrize("how", ["vary", "warp"])
+def test_a_step_varies_its_images_only_if_told(monkeypatch, how):
     seen = []
     monkeypatch.setattr(losses, "ssim_loss", lambda real, _: seen.append(real) or real.sum())
     batch = pair_batch()
-    for vary in (False, True):
-        make_step(Recipe({"ssim": 1.0, "pixel": 1.0}, vary=vary), identity=ContrastiveIdentity())(batch, 0.5)
+    for told in ({}, {how: True if how == "vary" else 0.04}):
+        make_step(Recipe({"ssim": 1.0, "pixel": 1.0}, **told), identity=ContrastiveIdentity())(batch, 0.5)
     both = torch.cat([batch["i_ori"], batch["i_same"]])
     assert torch.equal(seen[0], both) and not torch.equal(seen[1], both)
 

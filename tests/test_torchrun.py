@@ -107,6 +107,10 @@ def assert_equal(first, second):
             assert_equal(first[name], second[name])
     elif torch.is_tensor(first):
         assert torch.equal(first, second)
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second)
+        for one, other in zip(first, second):
+            assert_equal(one, other)
     else:
         assert first == second
 

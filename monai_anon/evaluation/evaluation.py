@@ -203,7 +203,7 @@ class Evaluation:
             torch.manual_seed(self.settings.seed)
             like = self.model.identity_vae
             vae = IdentityVAE(like.identity_size, like.latent_size, unit_identity=like.unit_identity)
-            step = IdentityVAEStep(vae, {"reconstruction": 1.0, "kl": 0.002}, Optimisation(lr=1e-3))
+            step = IdentityVAEStep(vae, {"reconstruction": 1.0, "kl": 0.01}, Optimisation(lr=1e-3))
             batches, seed = IdentityPairs(gallery, seed=self.settings.seed), self.settings.seed
             StepTrainer("cpu", self.settings.plain_vae_epochs, batches, step, seed=seed).run()
             smoothed = step.updater.smoothed

@@ -1,7 +1,7 @@
 """From the start of a process to the first training step: what the bundle's own command takes.
 
 `measure` starts children of this very module, which run `monai.bundle` as the command does and leave after the first
-steps. Nothing but the standard library is imported on top, so that a child's imports are the command's.
+step. Nothing but the standard library is imported on top, so that a child's imports are the command's.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ def measure(
     generated cohort that is already cached; the same without the cache, and `monai-anon --help`. Processor seconds (of
     all threads) say what an idle machine would need where others run on this one.
 
-    The first step is the recogniser's, whose training comes first. That of stage 1 is given too, the recogniser's other
-    steps left out. Nothing is compiled.
+    The first step is stage 1's, or its recogniser's where a term of the loss asks for one. Nothing is compiled.
 
     Args:
         repeats: processes that are timed, after one that fills the cache.
@@ -73,16 +72,13 @@ def measure(
         "seconds_of_each": [run["first_step"] for run in warm],
         "processor_seconds_to_first_step": statistics.median(run["cpu"] for run in warm),
         "parts_s": parts,
-        "seconds_to_first_step_of_stage_1": statistics.median(run["first_step_of_stage_1"] for run in warm),
         "seconds_without_cache": cold["first_step"],
         "help_s": statistics.median(helped() for _ in range(repeats)),
     }
 
 
 def started(output: Path, given: list[str]) -> dict[str, Any]:
-    """What one child reports: seconds since its start at `first_step` and `first_step_of_stage_1`, processor seconds
-    `cpu` until the former, and those of its `parts`.
-    """
+    """What one child reports: seconds from its start to `first_step`, processor seconds `cpu`, those of its `parts`."""
     output.mkdir()
     report = output / "start.json"
     command = [sys.executable, "-m", "benchmarks.start", str(time.time()), str(report), "run", "training"]
@@ -145,7 +141,7 @@ def part_of(component: Any, **_: Any) -> str | None:
 
 
 def child(begun: float, report: Path, arguments: list[str]) -> None:
-    """Run `python -m monai.bundle ARGUMENTS`, write `report` at the first step of its second trainer, and leave."""
+    """Run `python -m monai.bundle ARGUMENTS`, write `report` at the end of its first step, and leave."""
     parts = Parts(begun, "imports")
     from monai.bundle.config_item import ConfigComponent
 
@@ -154,20 +150,16 @@ def child(begun: float, report: Path, arguments: list[str]) -> None:
 
     parts.goes_on_as("config")
     iteration = parts.timed(StepTrainer._iteration, lambda *_: "first_step")
-    reached: dict[str, Any] = {}
 
     def first(trainer: StepTrainer, engine: Any, batch: Any) -> Any:
-        output = iteration(trainer, engine, batch)
+        iteration(trainer, engine, batch)
         if trainer.state.device.type == "cuda":
             import torch
 
             torch.cuda.synchronize()
         seconds = parts.turn() - begun
-        if not reached:
-            reached.update(first_step=seconds, cpu=sum(os.times()[:2]), parts=dict(parts.seconds))
-            trainer.terminate()
-            return output
-        report.write_text(json.dumps(reached | {"first_step_of_stage_1": seconds}), encoding="utf-8")
+        reached = {"first_step": seconds, "cpu": sum(os.times()[:2]), "parts": parts.seconds}
+        report.write_text(json.dumps(reached), encoding="utf-8")
         os._exit(0)  # the rest of the training is not wanted
 
     ConfigComponent.instantiate = parts.timed(ConfigComponent.instantiate, part_of)  # type: ignore[method-assign]

@@ -135,9 +135,10 @@ def data_variants(job: Job, seed: int) -> list[Variant]:
         longer = max(job.total // job.batch_size, 1) / max(drawn // job.batch_size, 1)
         options: dict[str, object] = {
             "max_epochs": max(round(job.epochs * longer), 1),
-            "recogniser_epochs": max(round(job.recogniser_epochs * longer), 1),
             "validate_every": max(round(longer), 1),
         }
+        if job.recogniser_epochs:
+            options["recogniser_epochs"] = max(round(job.recogniser_epochs * longer), 1)
         data = () if count == job.total else ("--manifest", str(folder / MANIFEST_NAME))
         command = job.command(folder, seed, options, data=data)
         subset = None if count == job.total else count

@@ -8,6 +8,7 @@ number an image tells the two apart. None of them trains a network: attacks that
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -284,7 +285,7 @@ def prior_scores(channel: Channel, z: Latents, finding: Tensor) -> dict[str, Arr
     latent's distance to the nearest of its finding's points and to the nearest prototype, both of the finest level.
     """
     book = channel.codebook
-    place, points = z.medical @ book.axes.cpu(), book.points.cpu()
+    place, points = copy.deepcopy(book).cpu().places(z.medical, finding), book.points.cpu()
     apart = torch.cdist(place, points).masked_fill(finding[:, None] != book.finding.cpu(), np.inf)
     prototypes = book.prototypes[-1][book.patients[-1] > 0].cpu()
     return {
