@@ -8,10 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from test_judges import toy_cohort
 from tiny_bundle import SIZE, tiny_anonymizer
 
 from monai_anon.baselines import BASELINES, Blur, Constant, Pixelation
+from monai_anon.cohort import Cohort
 from monai_anon.evaluation.subjects import Subject, SubjectError, digest, load_subject, subject_of, trained_subject
+from monai_anon.readers import to_model_range
 
 MODULE = """
     import torch
@@ -60,6 +63,26 @@ MODULE = """
         return image / 2 + 0.5
 
     number = 3
+
+    class MeanPerson(torch.nn.Module):
+        calls = []
+
+        def fit(self, images, patients):
+            self.calls.append((images, patients))
+            self.known = [images.mean().item(), torch.rand(()).item()]
+            patients.zero_()
+
+        def forward(self, image):
+            return torch.full_like(image, sum(self.known) / 2)
+
+    class Counting(MeanPerson):
+        def fit(self, images, patients, epochs=2):
+            super().fit(images, patients)
+            self.images_seen = epochs * len(images)
+
+    class FitsImages(MeanPerson):
+        def fit(self, images):
+            self.known = [0.0]
 """
 
 
@@ -82,6 +105,59 @@ def test_a_class_and_a_function_are_measured_under_their_names(module: str) -> N
     assert (gray.anonymise(images, torch.Generator()) == 0).all()
     assert torch.allclose(darker.anonymise(images, torch.Generator()), images / 2 - 0.5)
     assert darker.name == "users_own:darker" and gray.weights != darker.weights != load(f"{module}:lighter").weights
+
+
+# ---- fitted ones ----
+
+
+def fit_to(path: str, training: Cohort) -> Subject:
+    return load_subject(path, channels=1, size=32, training=lambda: training)
+
+
+def test_what_has_a_fit_sees_the_training_part_once_before_it_releases_anything(module: str) -> None:
+    training = toy_cohort(6)
+    found = fit_to(f"{module}:MeanPerson", training)
+    ((images, patients),) = sys.modules[module].MeanPerson.calls
+    assert torch.equal(images, to_model_range(training.images)) and patients.dtype == torch.int64
+    assert found.images_seen == len(training) == len(patients)
+    assert training.patient.any(), "what a fit does to its patients reaches nobody else"
+    assert fit_to(f"{module}:Counting", training).images_seen == 2 * len(training)
+
+
+def test_the_training_part_is_not_read_for_what_has_no_fit(module: str) -> None:
+    def unread() -> Cohort:
+        raise AssertionError("read")
+
+    assert load_subject(f"{module}:Gray", 1, 16, training=unread).weights == load(f"{module}:Gray").weights
+
+
+def test_who_was_fitted_to_other_people_is_another_subject(module: str) -> None:
+    path, training = f"{module}:MeanPerson", toy_cohort(6)
+    relabelled = toy_cohort(6)
+    relabelled.patient = relabelled.patient.flip(0)
+    weights = [fit_to(path, cohort).weights for cohort in (training, toy_cohort(6), toy_cohort(6, seed=1), relabelled)]
+    assert weights[0] == weights[1] and len(set(weights)) == 3 and {len(one) for one in weights} == {16}
+
+
+def test_a_fit_is_seeded_and_the_global_generator_is_left_alone(module: str) -> None:
+    images, before = torch.zeros(1, 1, 32, 32), torch.random.get_rng_state()
+    first = fit_to(f"{module}:MeanPerson", toy_cohort(6)).anonymise(images, torch.Generator())
+    torch.rand(3)
+    second = fit_to(f"{module}:MeanPerson", toy_cohort(6)).anonymise(images, torch.Generator())
+    assert torch.equal(first, second)
+    torch.random.set_rng_state(before)
+    fit_to(f"{module}:MeanPerson", toy_cohort(6))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_fit_that_cannot_be_called_is_refused_with_the_reason(module: str) -> None:
+    with pytest.raises(SubjectError, match=r"its fit\(images\) cannot be called as fit\(images, patients\)"):
+        fit_to(f"{module}:FitsImages", toy_cohort(6))
+    with pytest.raises(SubjectError, match="there is no training part for it"):
+        load(f"{module}:MeanPerson")
+
+
+# ---- the contract ----
 
 
 def test_random_numbers_of_torch_are_seeded_and_the_global_generator_is_left_alone(module: str) -> None:
@@ -161,7 +237,10 @@ def test_trained_networks_come_with_their_weights_and_what_they_have_seen(tmp_pa
 @pytest.mark.parametrize("channels", [1, 3])
 def test_every_baseline_keeps_the_contract(name: str, channels: int) -> None:
     image = torch.rand(3, channels, SIZE, SIZE) * 2 - 1
-    before, anonymise = image.clone(), subject_of(name, BASELINES[name]()).anonymise
+    baseline = BASELINES[name]()
+    if hasattr(baseline, "fit"):
+        baseline.fit(torch.rand(40, channels, SIZE, SIZE) * 2 - 1, torch.arange(40))
+    before, anonymise = image.clone(), subject_of(name, baseline).anonymise
     released = anonymise(image, torch.Generator().manual_seed(0))
     assert released.shape == image.shape and released.dtype == image.dtype
     assert released.abs().max() <= 1 and torch.equal(image, before)

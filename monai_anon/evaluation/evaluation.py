@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 import time
@@ -102,13 +103,14 @@ class Evaluation:
         return Cohort.from_manifest(self.manifest, part, self.size, self.channels, cache_dir=self.judges_dir / "cache")
 
     def subject(self) -> Subject:
-        """Who is measured: the class that was named, or the bundle's model.
+        """Who is measured: the class that was named, fitted where it asks for it, or the bundle's model.
 
         Raises:
             FileNotFoundError: there is no model; names the commands that make one.
         """
         if self.anonymizer:
-            return load_subject(self.anonymizer, self.channels, self.size, self.device)
+            training = functools.partial(self.cohort, "training")
+            return load_subject(self.anonymizer, self.channels, self.size, self.device, training)
         return trained_subject(method_name(self.model.channel), self.model, self.model_file, self.device)
 
     def scene(self) -> Scene:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from monai_anon.channel import Channel
 from monai_anon.datasets import file_digest
 from monai_anon.handlers import read_record
 from monai_anon.readers import to_model_range, to_uint8
+
+if TYPE_CHECKING:
+    from monai_anon.cohort import Cohort
 
 Anonymise = Callable[[Tensor, torch.Generator], Tensor]
 """Images (B, C, S, S) in [-1, 1] and a generator to released images of the same shape and range."""
@@ -40,7 +44,7 @@ class Subject:
     Args:
         name: its name in every table (a row's `method`).
         anonymise: what it does; deterministic under the generator.
-        weights: what identifies it: a digest of its weights, or of its name where it has none.
+        weights: what identifies it: a digest of its weights and of what it was fitted to, or of its name.
         networks: the paper's networks, where it is built of them: attacks on latents need those.
         images_seen: images that its training looked at, repetitions counted; 0 where nothing was trained.
     """
@@ -70,8 +74,7 @@ def subject_of(name: str, module: nn.Module, *, device: str | torch.device = "cp
     @torch.no_grad()
     def anonymise(images: Tensor, generator: torch.Generator) -> Tensor:
         seed = int(torch.randint(2**62, (), generator=generator))
-        with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
-            torch.manual_seed(seed)
+        with _seeded(seed, place):
             released: Tensor = module(images.to(place)).float().cpu()
         if not torch.isfinite(released).all():
             raise SubjectError(f"{name} returned values that are NaN or infinite")
@@ -109,13 +112,43 @@ def trained_subject(
     )
 
 
-def load_subject(path: str, channels: int, size: int, device: str | torch.device = "cpu") -> Subject:
-    """The class or function `package.module:Name`, made without arguments and tried on a small batch.
+def load_subject(
+    path: str,
+    channels: int,
+    size: int,
+    device: str | torch.device = "cpu",
+    training: Callable[[], Cohort] | None = None,
+) -> Subject:
+    """The class or function `package.module:Name`, made without arguments, fitted and tried on a small batch.
+
+    Where it has a method `fit(images, patients)`, that is called once, with seeded random numbers: images (N, C, S, S)
+    of the training part in [-1, 1] and patients (N,) int64, both on the CPU. It sees no other part.
+
+    Args:
+        training: reads the training part; called only where there is a `fit`.
 
     Raises:
-        SubjectError: no such module or name, it cannot be made without arguments, or what it returns for images
-            `(2, channels, size, size)` is not of the same shape, finite and in [-1, 1].
+        SubjectError: no such module or name, it cannot be made without arguments, its `fit` takes something else or
+            there is no training part for it, or what it returns for images `(2, channels, size, size)` is not of the
+            same shape, finite and in [-1, 1].
     """
+    made = _made(path)
+    seen = _fit(path, made, training, torch.device(device))
+    subject = subject_of(
+        path.partition(":")[2] if path.startswith("monai_anon.") else path,
+        made if isinstance(made, nn.Module) else _Function(made),
+        device=device,
+        images_seen=int(getattr(made, "images_seen", len(seen) if seen is not None else 0)),
+    )
+    if seen is not None:  # what was fitted need not be in tensors, where a digest would find it
+        both = f"{subject.weights} {seen.fingerprint()}"
+        subject = dataclasses.replace(subject, weights=hashlib.sha256(both.encode()).hexdigest()[:16])
+    check_contract(subject, channels, size)
+    return subject
+
+
+def _made(path: str) -> Any:
+    """The object that `package.module:Name` names: a class without arguments is made, all else is taken as it is."""
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise SubjectError(
@@ -144,14 +177,34 @@ def load_subject(path: str, channels: int, size: int, device: str | torch.device
         raise SubjectError(
             f"--anonymizer {path} is a {type(made).__name__}; it must be a class or function that takes images"
         )
-    subject = subject_of(
-        name if module_name.startswith("monai_anon.") else path,
-        made if isinstance(made, nn.Module) else _Function(made),
-        device=device,
-        images_seen=int(getattr(made, "images_seen", 0)),
-    )
-    check_contract(subject, channels, size)
-    return subject
+    return made
+
+
+def _fit(path: str, made: Any, training: Callable[[], Cohort] | None, place: torch.device) -> Cohort | None:
+    """Show what has a `fit` the training part, and return that; None where there is no `fit`."""
+    fit = getattr(made, "fit", None)
+    if not callable(fit):
+        return None
+    try:
+        inspect.signature(fit).bind("images", "patients")
+    except TypeError as error:
+        raise SubjectError(
+            f"--anonymizer {path}: its fit{inspect.signature(fit)} cannot be called as fit(images, patients): {error}"
+        ) from error
+    if training is None:
+        raise SubjectError(f"--anonymizer {path} has a fit(images, patients), and there is no training part for it")
+    cohort = training()
+    with _seeded(0, place):
+        fit(to_model_range(cohort.images), cohort.patient.clone())
+    return cohort
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, place: torch.device) -> Iterator[None]:
+    """Torch's random numbers from a seed, and those of before afterwards."""
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
 
 
 class _Function(nn.Module):
