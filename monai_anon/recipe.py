@@ -15,6 +15,7 @@ TERMS = (
     "ssim",
     "psnr",
     "pixel",
+    "texture",
     "medical_rate",
     "residual_rate",
     *CORRELATIONS,

@@ -18,6 +18,7 @@ from monai_anon.networks import Discriminator, Disentangler, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
 from monai_anon.ranks import average_over_ranks
 from monai_anon.recipe import RECOGNISED, SWAP_TERMS, Recipe
+from monai_anon.texture import texture_loss
 from monai_anon.variation import other_captures, other_people
 
 Segment = tuple[str, slice, slice]
@@ -198,6 +199,8 @@ class DisentanglementStep:
             terms["psnr"] = losses.psnr_loss(i_ori, i_rec, self.recipe.alpha)
         if "pixel" in active:
             terms["pixel"] = losses.pixel_loss(i_ori, i_rec)
+        if "texture" in active:
+            terms["texture"] = texture_loss(i_ori, i_rec)
         if "adversarial" in active:
             with frozen(self.critics["adversarial"]) as discriminator:
                 terms["adversarial"] = losses.adversarial_loss(self.compute.run(discriminator, shown))

@@ -134,7 +134,7 @@ def test_each_variant_trains_the_realism_terms_that_it_is_named_for_and_no_other
     realism: tuple[Path, InProcess, int],
 ) -> None:
     steps = realism[1].steps
-    ours = {"ssim", "psnr", "adversarial", "pixel", "swap_adversarial"}
+    ours = {"ssim", "psnr", "adversarial", "pixel", "texture", "swap_adversarial"}
     trained = {place: {t for t, w in step.recipe.weights.items() if w > 0} & ours for place, step in steps.items()}
     both, everything = {"ssim", "psnr"}, {"ssim", "psnr", "adversarial"}
     assert trained == {
