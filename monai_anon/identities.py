@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from monai_anon.cohort import Cohort
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
+from monai_anon.variation import as_others, person_fields
 
 IdentitySource = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 
@@ -58,13 +59,23 @@ class EncodedCohort:
 
 
 @torch.no_grad()
-def encode_cohort(model: Disentangler, cohort: Cohort, batch_size: int = 256) -> EncodedCohort:
-    """Latents of every image of a cohort, in memory only."""
+def encode_cohort(
+    model: Disentangler,
+    cohort: Cohort,
+    batch_size: int = 256,
+    changed: Callable[[Tensor, Tensor], Tensor] | None = None,
+) -> EncodedCohort:
+    """Latents of every image of a cohort, in memory only.
+
+    Args:
+        changed: makes of images `(B, C, S, S)` and their rows in the cohort `(B,)` what is encoded in their place.
+    """
     training, device = model.training, next(model.parameters()).device
     model.eval()
     parts, findings = [], []
     for rows in torch.arange(len(cohort)).split(batch_size):
-        z = model.encode(cohort.batch(rows)["image"].to(device))
+        images = cohort.batch(rows)["image"].to(device)
+        z = model.encode(images if changed is None else changed(images, rows))
         findings.append(model.classify(z.medical).argmax(1).cpu())
         parts.append([latent.float().cpu() for latent in z])
     model.train(training)
@@ -75,6 +86,30 @@ def encode_cohort(model: Disentangler, cohort: Cohort, batch_size: int = 256) ->
 def build_gallery(model: Disentangler, cohort: Cohort, batch_size: int = 256) -> Gallery:
     """Identity latents of every image of a cohort, in memory only."""
     return encode_cohort(model, cohort, batch_size).gallery()
+
+
+def gallery_of_others(
+    model: Disentangler, cohort: Cohort, warp: float, times: int = 4, seed: int = 0, batch_size: int = 256
+) -> Gallery:
+    """Identity latents of people who do not exist: of every image of a cohort after each patient was made another
+    person (`variation.as_others`), so many times over. A VAE that is fitted to them cannot know the patients by heart.
+
+    Args:
+        warp: 0 is refused; it would be the patients themselves.
+    """
+    if not (warp > 0 and times > 0):
+        raise ValueError(f"warp is {warp} and times {times}; both must be above 0, or the people are the patients")
+    codes, index = cohort.patient.unique(return_inverse=True)
+    device, drawn = next(model.parameters()).device, torch.Generator().manual_seed(seed)
+    found = []
+    for _ in range(times):
+        fields = person_fields(len(codes), generator=drawn)
+
+        def disguised(images: Tensor, rows: Tensor, fields: Tensor = fields) -> Tensor:
+            return as_others(images, fields[index[rows]].to(device), warp)
+
+        found.append(encode_cohort(model, cohort, batch_size, disguised).latents.identity)
+    return Gallery(torch.cat(found), torch.cat([index + number * len(codes) for number in range(times)]))
 
 
 @dataclass(frozen=True)

@@ -30,16 +30,29 @@ def other_captures(batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def other_people(batch: Mapping[str, Tensor], warp: float) -> dict[str, Tensor]:
-    """The batch with every patient made another person: a smooth displacement by up to `warp` of the side and a smooth
-    shade by up to `SHADE`. I_ori and I_same of a row, one patient's, get the same.
+    """The batch with every patient made another person (`as_others`). I_ori and I_same of a row, one patient's, get the
+    same.
     """
-    ori, same, tar = batch["i_ori"], batch["i_same"], batch["i_tar"]
-    person, other = (torch.rand(len(ori), 3, KNOTS, KNOTS, device=ori.device) * 2 - 1 for _ in range(2))
-    fields = F.interpolate(torch.cat([person, person, other]), ori.shape[-2:], mode="bicubic", align_corners=True)
-    images = torch.cat([ori, same, tar])
-    here = F.affine_grid(torch.eye(2, 3, device=ori.device)[None], [1, *ori.shape[1:]], align_corners=False)
+    names = ("i_ori", "i_same", "i_tar")
+    person, other = (person_fields(len(batch["i_ori"]), batch["i_ori"].device) for _ in range(2))
+    images = as_others(torch.cat([batch[n] for n in names]), torch.cat([person, person, other]), warp)
+    return {**batch, **dict(zip(names, images.chunk(3), strict=True))}
+
+
+def person_fields(people: int, device: torch.device | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """What makes each of so many people another, `(people, 3, KNOTS, KNOTS)` in [-1, 1]: displacements and a shade."""
+    return torch.rand(people, 3, KNOTS, KNOTS, device=device, generator=generator) * 2 - 1
+
+
+def as_others(images: Tensor, fields: Tensor, warp: float) -> Tensor:
+    """Images `(B, C, S, S)` in [-1, 1], displaced smoothly by up to `warp` of the side and shaded by up to `SHADE`.
+
+    Args:
+        fields: `person_fields`, one for each image.
+    """
+    fields = F.interpolate(fields, images.shape[-2:], mode="bicubic", align_corners=True)
+    here = F.affine_grid(torch.eye(2, 3, device=images.device)[None], [1, *images.shape[1:]], align_corners=False)
     grid = here + 2 * warp * fields[:, :2].movedim(1, -1)
     # Bicubic: linear sampling would blur every image, and the decoder would learn blur.
-    images = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    images = (images + SHADE * fields[:, 2:]).clamp(-1, 1)
-    return {**batch, **dict(zip(("i_ori", "i_same", "i_tar"), images.chunk(3), strict=True))}
+    moved = F.grid_sample(images, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    return (moved + SHADE * fields[:, 2:]).clamp(-1, 1)

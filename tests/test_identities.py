@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny import tiny_cohort, tiny_disentangler
 
+from monai_anon.cohort import Cohort
 from monai_anon.handlers import save_weights
 from monai_anon.identities import (
     AveragedIdentities,
@@ -16,6 +17,7 @@ from monai_anon.identities import (
     IdentityPairs,
     SampledIdentities,
     build_gallery,
+    gallery_of_others,
     load_disentangler,
 )
 from monai_anon.networks import IdentityVAE
@@ -61,6 +63,27 @@ def test_gallery_holds_each_image_in_order_and_leaves_the_model_as_it_was(batch_
     assert torch.equal(found.patient, cohort.patient)
     expected = model.eval().encode(cohort.batch(range(10))["image"]).identity
     torch.testing.assert_close(found.identity, expected.detach(), atol=1e-5, rtol=0)
+
+
+def test_others_are_nobody_of_the_cohort_yet_one_person_all_over():
+    model, cohort = tiny_disentangler().eval(), tiny_cohort(6, 2)
+    twins = Cohort(
+        cohort.images[[0, 0, 1, 1]], torch.tensor([5, 5, 9, 9]), cohort.finding[:4], [{}] * 4, cohort.classes
+    )
+    found, real = gallery_of_others(model, twins, 0.05, times=3, seed=1), build_gallery(model, twins)
+    assert found.identity.shape == (12, real.identity.shape[1]) and not found.identity.requires_grad
+    assert found.patient.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    torch.testing.assert_close(found.identity[0::2], found.identity[1::2])  # the same image of the same person
+    people = torch.cat([found.identity[0::2], real.identity[0::2]])
+    assert torch.cdist(people, people).fill_diagonal_(1).min() > 1e-3
+    again = gallery_of_others(model, twins, 0.05, times=3, seed=1)
+    assert torch.equal(found.identity, again.identity)
+
+
+@pytest.mark.parametrize(("warp", "times"), [(0.0, 4), (0.04, 0), (-0.1, 1)])
+def test_others_who_would_be_the_patients_are_refused(warp, times):
+    with pytest.raises(ValueError, match="the people are the patients"):
+        gallery_of_others(tiny_disentangler(), tiny_cohort(6, 2), warp, times)
 
 
 # ---- Averages ----

@@ -85,7 +85,8 @@ def evaluate(
         typer.Option(
             metavar="PACKAGE.MODULE:CLASS",
             help="Measure this class in place of the bundle's model: made without arguments, it maps images "
-            "(B, C, H, W) in [-1, 1] to images of the same shape and range. A function will do, too.",
+            "(B, C, H, W) in [-1, 1] to images of the same shape and range. A function will do, too. A method "
+            "fit(images, patients) is called with the training part first.",
         ),
     ] = None,
     policy: PolicyOption = None,
