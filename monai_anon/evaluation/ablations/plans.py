@@ -2,8 +2,9 @@
 
 `realism` (section 5.3, Table 4) leaves terms of Eq. 3 out of the recommended recipe. So that the named terms stand
 alone, `realism.json` takes out what that recipe has beside them: the L1 `pixel` term, the `texture` term and the
-discriminator of swapped images, which no variant has then; SSIM and PSNR weigh 1, the adversarial term 0.1. The fine-tuned variant sees as many
-images as the others: half of them in its first training. The paper fine-tunes a finished one, which sees more.
+discriminator of swapped images, which no variant has then; SSIM and PSNR weigh 1, the adversarial term 0.1. The
+fine-tuned variant sees as many images as the others: half of them in its first training. The paper fine-tunes a
+finished one, which sees more.
 
 `data` (Table 5) draws fewer training patients and trains as many *iterations*: more epochs of fewer images. The paper
 does not say whether it does; with as many epochs, fewer images would also mean less training.
