@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from monai_anon.compute import bf16_pays
 from monai_anon.ranks import average_gradients
 
 
@@ -41,43 +42,60 @@ class Optimisation:
 
 
 SMALLEST_MATRIX = 16  # rows and columns: there is little to orthogonalise in a thinner one
+MOMENTUM = 0.95
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024: steepest at 0 of what stays near 1
 
 
 class Matrices:
     """Muon over matrices and kernels, which it sees as matrices `(outputs, all inputs)`.
 
-    torch's own takes matrices only, so it gets views: they share the parameters' memory, whatever its layout.
+    Not torch's own: that multiplies in bfloat16 only, and where a CPU has no instructions for it the optimiser takes
+    longer than the networks (docs/performance.md).
     """
 
     def __init__(self, parameters: Iterable[nn.Parameter], settings: Optimisation):
-        self.parameters = list(parameters)
-        self.views = [nn.Parameter(as_matrix(p.data, p)) for p in self.parameters]
-        self.optimizer = torch.optim.Muon(
-            self.views, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-        )
+        self.parameters, self.decay = list(parameters), settings.weight_decay
+        self.moments: list[Tensor | None] = [None] * len(self.parameters)
 
+    @torch.no_grad()
     def step(self, rate: float) -> None:
         """One step at a learning rate; the parameters' gradients are used up."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        for view, parameter in zip(self.views, self.parameters, strict=True):
-            view.data = as_matrix(parameter.data, parameter)  # a module that was moved has new memory
-            view.grad = None if parameter.grad is None else as_matrix(parameter.grad, parameter)
-        self.optimizer.step()
-        for parameter in (*self.views, *self.parameters):
+        for place, parameter in enumerate(self.parameters):
+            if parameter.grad is None:
+                continue
+            weight, gradient = (as_matrix(tensor, parameter) for tensor in (parameter.data, parameter.grad))
+            moment = self.moments[place]
+            moment = self.moments[place] = torch.zeros_like(gradient) if moment is None else moment
+            moment.lerp_(gradient, 1 - MOMENTUM)
+            update = orthogonalised(gradient.lerp(moment, MOMENTUM))  # Nesterov's
+            weight.mul_(1 - rate * self.decay).add_(update, alpha=-0.2 * rate * math.sqrt(max(weight.shape)))
             parameter.grad = None
 
     def state_dict(self) -> list[Tensor | None]:
         """Each parameter's momentum in the parameter's own shape; None before its first step."""
-        moments = [self.optimizer.state[view].get("momentum_buffer") for view in self.views]
-        pairs = zip(moments, self.parameters, strict=True)
+        pairs = zip(self.moments, self.parameters, strict=True)
         return [None if moment is None else as_kernels(moment, like).contiguous() for moment, like in pairs]
 
     def load_state_dict(self, moments: Sequence[Tensor | None]) -> None:
-        for view, like, moment in zip(self.views, self.parameters, moments, strict=True):
+        for place, (like, moment) in enumerate(zip(self.parameters, moments, strict=True)):
             if moment is not None:
                 laid_out = torch.empty_like(like).copy_(moment)
-                self.optimizer.state[view]["momentum_buffer"] = as_matrix(laid_out, like).clone()
+                self.moments[place] = as_matrix(laid_out, like).clone()
+
+
+def orthogonalised(matrix: Tensor) -> Tensor:
+    """A matrix `(O, I)` with its singular values brought to about 1, between 0.7 and 1.2 (Jordan et al. 2024).
+
+    Five steps of a Newton-Schulz iteration of fifth order on the side that is shorter, in bfloat16 where that is fast.
+    """
+    wide = matrix.T if len(matrix) > matrix.shape[1] else matrix
+    found = wide.bfloat16() if bf16_pays(matrix.device) else wide.float()
+    found = found / found.norm().clamp_min(1e-7)  # no singular value above 1
+    a, b, c = NEWTON_SCHULZ
+    for _ in range(5):
+        gram = found @ found.T
+        found = torch.addmm(found, torch.addmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
+    return (found.T if len(matrix) > matrix.shape[1] else found).to(matrix.dtype)
 
 
 def is_matrix(parameter: Tensor) -> bool:

@@ -179,7 +179,8 @@ def test_two_ranks_train_what_one_process_with_both_batches_trains(both, experim
             first = (first + second) / 2  # a rank's own term is its share of a mean
         else:
             assert torch.equal(first, second), name
-        torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-6, msg=lambda said, name=name: f"{name}: {said}")
+        # Absolute, too: an input near a kink of its activation may fall on either side by rounding, on some processors.
+        torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5, msg=lambda said, name=name: f"{name}: {said}")
 
 
 def test_gathered_rows_come_in_the_order_of_the_ranks_whatever_their_type(both):

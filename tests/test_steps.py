@@ -12,7 +12,7 @@ import torch
 from tiny import LATENT_SIZES, SIZE, pair_batch, tiny_discriminator, tiny_disentangler, tiny_recogniser
 from torch import nn
 
-from monai_anon import losses
+from monai_anon import losses, optimisation
 from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdentity, SiameseIdentity
 from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.independence import CORRELATIONS
@@ -637,7 +637,7 @@ def test_a_checkpoint_goes_on_in_another_memory_layout_and_with_this_runs_kernel
         after.update(network(images).square().mean(), 0.5)
         assert after.optimizer.param_groups[0]["fused"] and not after.optimizer.param_groups[0]["foreach"]
         results.append([*network.parameters(), *after.smoothed.parameters()])
-    # Muon works in bfloat16: sums in another order differ by more.
+    # Muon may work in bfloat16: sums in another order differ by more.
     tolerance = {"atol": 2e-3, "rtol": 0.1} if muon else {}
     for one, other in zip(*results):
         torch.testing.assert_close(one, other, check_stride=False, **tolerance)
@@ -657,6 +657,25 @@ def test_muon_moves_kernels_equally_far_in_every_direction_and_adam_the_rest(lay
     for moved in (bias, thin):  # Adam's first step is as long as the learning rate
         torch.testing.assert_close(moved.abs(), torch.full_like(moved, 0.01), rtol=1e-2, atol=0)
     assert all(p.grad is None for p in network.parameters())
+
+
+@pytest.mark.parametrize("pays", [False, True])
+def test_muon_moves_as_torchs_own_does_in_either_precision(monkeypatch, pays):
+    monkeypatch.setattr(optimisation, "bf16_pays", lambda device: pays)
+    torch.manual_seed(0)
+    ours, theirs = nn.Linear(24, 20, bias=False), nn.Linear(24, 20, bias=False)
+    theirs.load_state_dict(ours.state_dict())
+    mine = optimisation.Matrices(ours.parameters(), Optimisation(weight_decay=0.1))
+    reference = torch.optim.Muon(
+        theirs.parameters(), lr=0.01, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
+    )  # in bfloat16 always
+    for _ in range(3):
+        gradient = torch.randn(20, 24)
+        ours.weight.grad, theirs.weight.grad = gradient.clone(), gradient.clone()
+        mine.step(0.01)
+        reference.step()
+    tolerance = {"atol": 1e-6, "rtol": 1e-5} if pays else {"atol": 1e-3, "rtol": 0.05}
+    torch.testing.assert_close(ours.weight, theirs.weight, **tolerance)
 
 
 def test_updater_clips_and_uses_the_schedule():
