@@ -41,17 +41,21 @@ COMBINATIONS = [
     ("training", "train.json", "quick.json"),
     ("training", "train.json", "paper.json"),
     ("training", "train.json", "realism.json"),
+    ("training", "train.json", "size_128.json"),
     ("training", "train.json", "multi_gpu_train.json"),
     ("training", "train.json", "paper.json", "multi_gpu_train.json"),
     ("training", "train_identity_vae.json"),
     ("training", "train_identity_vae.json", "paper_identity_vae.json"),
+    ("training", "train_identity_vae.json", "size_128.json"),
     ("training", "train_identity_vae.json", "multi_gpu_train_identity_vae.json"),
     ("training", "train_identity_vae.json", "paper_identity_vae.json", "multi_gpu_train_identity_vae.json"),
     ("evaluating", "evaluate.json"),
     ("evaluating", "evaluate.json", "quick_evaluate.json"),
     ("evaluating", "evaluate.json", "paper_model.json"),
+    ("evaluating", "evaluate.json", "size_128.json"),
     ("inference", "inference.json"),
     ("inference", "inference.json", "paper_model.json"),
+    ("inference", "inference.json", "size_128.json"),
 ]
 
 
