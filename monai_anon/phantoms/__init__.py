@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 # Each module has its `PHANTOM`; it is imported by who asks for it, so that help is there at once.
 PHANTOMS: dict[str, str] = {
     "chest": "monai_anon.phantoms.chest",
+    "iris": "monai_anon.phantoms.iris",
 }
 
 
