@@ -56,7 +56,7 @@ def _tissue(f: EyeFrame, rows: Rows) -> np.ndarray:
     gray = factor("id_pigment") + factor("id_zone") * (1 - ciliary) + pattern - factor("id_crypt_depth") * crypts
     gray -= factor("id_rim") * smooth((depth - np.float32(0.75)) * 4)
     tissue = np.zeros_like(f.depth)
-    tissue[shown] = np.clip(gray, np.float32(0.13), np.float32(0.62))
+    tissue[shown] = np.clip(gray, np.float32(0.18), np.float32(0.62))
     return tissue
 
 
