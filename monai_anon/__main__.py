@@ -113,6 +113,7 @@ def phantom(
     \b
     Example:
       monai-anon phantom chest data/chest --images 600 --size 64
+      monai-anon phantom iris data/iris --protocol disjoint
     """  # noqa: D301 - the backspace keeps the lines of an example apart
     from monai_anon.phantoms.rendering import check_size
 
