@@ -135,6 +135,8 @@ def test_a_closed_set_may_be_smaller_than_the_dataset(picking):
     assert [len(parts[part]) for part in PARTS] == [60, 10, 20]
     assert {entry["patient"] for entry in parts["test"]} <= {entry["patient"] for entry in parts["training"]}
     assert len({entry["patient"] for entry in parts["training"]}) == 20
+    with pytest.raises(ManifestError, match="no usable image is left"):
+        picking.closed_set_parts([], picking.Subset((60, 10, 20), (10, 3, 7), take_all=True))
     with pytest.raises(ManifestError, match="15 training images cannot be of all 20 patients"):
         picking.closed_set_parts(entries_of(40), picking.Subset((15, 45, 30), (10, 3, 7), None))
 

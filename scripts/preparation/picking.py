@@ -83,6 +83,8 @@ def closed_set_parts(entries: list[Entry], subset: Subset) -> Parts:
         ManifestError: there are too few images or patients, or training is too small to have one image of each.
     """
     images = subset.images
+    if not entries:
+        raise ManifestError("no usable image is left, so there is nothing to divide")
     if subset.take_all:
         cuts = np.rint(np.cumsum([0, *images]) / sum(images) * len(entries)).astype(int)
         images = tuple(np.diff(cuts).tolist())  # type: ignore[assignment]
