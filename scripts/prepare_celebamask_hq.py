@@ -131,7 +131,7 @@ def read_entries(
         if lacks:
             missing.append(f"{image}: {', '.join(lacks)}")
             continue
-        entry = {"image": os.path.normpath(f"{base}/{IMAGES}/{image}"), "patient": person[original]}
+        entry: dict[str, Any] = {"image": os.path.normpath(f"{base}/{IMAGES}/{image}"), "patient": person[original]}
         entry |= {"finding": int(attributes[image][finding] > 0), "number": int(number)}
         if "Male" in attributes[image]:
             entry["sex"] = "M" if attributes[image]["Male"] > 0 else "F"

@@ -114,8 +114,8 @@ def read_entries(
     policy = {Uncertain.POSITIVE: 1, Uncertain.NEGATIVE: 0, Uncertain.DROP: None}[uncertain]
     entries, missing, archives = [], [], batches(home)
     for row in rows.to_dict("records"):
-        label = VALUES[row[finding]]
-        label = policy if label < 0 else label
+        said = VALUES[row[finding]]
+        label = policy if said < 0 else said
         if label is None:
             continue
         patient = re.search(r"(patient\d+)/", row["Path"])

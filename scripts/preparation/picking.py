@@ -37,8 +37,8 @@ class Subset:
     takes every image and divides the patients as `patients` are.
     """
 
-    images: tuple[int, int, int]
-    patients: tuple[int, int, int]
+    images: tuple[int, ...]
+    patients: tuple[int, ...]
     share: float | None = None
     seed: int = 0
     take_all: bool = False
@@ -87,7 +87,7 @@ def closed_set_parts(entries: list[Entry], subset: Subset) -> Parts:
         raise ManifestError("no usable image is left, so there is nothing to divide")
     if subset.take_all:
         cuts = np.rint(np.cumsum([0, *images]) / sum(images) * len(entries)).astype(int)
-        images = tuple(np.diff(cuts).tolist())  # type: ignore[assignment]
+        images = tuple(np.diff(cuts).tolist())
     elif problems := _shortage((PARTS, entries), subset):
         raise ManifestError("the dataset is smaller than the subset:", problems)
     generator = np.random.default_rng(subset.seed)
@@ -199,7 +199,7 @@ def _exchange(
     Each exchange is drawn among those that bring the sums nearer, so that patients are no more alike than the sums ask.
     It ends where none does. Returns a mask (patients,).
     """
-    chosen = np.zeros(len(size), dtype=bool)
+    chosen: np.ndarray = np.zeros(len(size), dtype=bool)
     chosen[generator.permutation(len(size))[:count]] = True
     lacking = wanted[0] - int(size[chosen].sum()), wanted[1] - int(positive[chosen].sum())
     going = iter(generator.permutation(np.flatnonzero(chosen)).tolist())
