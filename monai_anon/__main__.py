@@ -190,6 +190,14 @@ def anonymize(
     policy: PolicyOption = None,
     prototypes: PrototypesOption = None,
     epsilon: EpsilonOption = None,
+    keep_form: Annotated[
+        Optional[bool],  # noqa: UP045
+        typer.Option(
+            "--keep-form/--model-form",
+            help="Give copies their originals' size, depth and mode, which no bound counts, or the model's.  [default: "
+            "the model's under the policy code, else the originals']",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
     device: Annotated[
         Optional[str],  # noqa: UP045
@@ -203,9 +211,9 @@ def anonymize(
     """Write copies of images with the person's identity exchanged for a synthetic one.
 
     Folders are searched recursively (hidden files left out) and their structure is kept under OUTPUT; the folder of a
-    manifest is taken like any other, and its manifest.json, which names patients, is not copied. A copy has its
-    original's size, depth and mode and holds pixels only. Each copy is written whole or not at all; an image that
-    cannot be read, checked or anonymised is not written but reported at the end, and the exit code is then 1.
+    manifest is taken like any other, and its manifest.json, which names patients, is not copied. A copy holds pixels
+    only. Each copy is written whole or not at all; an image that cannot be read, checked or anonymised is not written
+    but reported at the end, and the exit code is then 1.
 
     What each copy may say of its original stands in OUTPUT/statements.jsonl. Several copies of one person say more
     than one: their bits add up.
@@ -224,14 +232,15 @@ def anonymize(
     plan = plan_files(inputs, output, overwrite)
     channel = {"policy": policy, "prototypes": prototypes, "epsilon": epsilon}
     network, settings = load_anonymizer(bundle, model, chosen_device(device), channel)
-    statement = statement_of(network, settings.model_file)
+    kept = statement_of(network, settings.model_file, False)["bits"] is None if keep_form is None else keep_form
+    statement = statement_of(network, settings.model_file, kept)
     refusals = list(plan.refusals)
     if dry_run:
         typer.echo(f"would read {shown(settings.model_file)}")
         for job in plan.jobs:
             typer.echo(f"would read {shown(job.source)} and write {shown(job.target)}")
     else:
-        anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size)
+        anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size, kept)
         folder = output if output.suffix.lower() != SUFFIX or output.is_dir() else None
 
         def note(written: list[Job]) -> None:

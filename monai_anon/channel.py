@@ -10,7 +10,7 @@ code, and draw the residual as well as the identity.
 | `residual` | the original's | drawn | none |
 | `code` | a prototype's | drawn | log2 K bits; with an epsilon, local differential privacy |
 
-**The bound.** The release is then g(j, u): j in {1, ..., K} is the number of a prototype that the original is
+**The bound.** The release's pixels are then g(j, u): j in {1, ..., K} is the number of a prototype that the original is
 given, u is noise drawn without looking at the original, g is fixed. Original -> j -> release is then a Markov chain,
 and by the data-processing inequality I(original; release) <= H(j) <= log2 K bits, whatever g is and whoever looks. A
 guess of who the original is, among N equally likely people with one image each, is right with a probability of at most
@@ -18,7 +18,8 @@ K / N. If at least k training patients have each prototype, a release does not t
 response (Kairouz et al. 2016) j is kept with probability e^eps / (e^eps + K - 1), else another one is drawn; the
 release is then eps-locally differentially private in the image.
 
-It does not cover what g remembers of training patients, nor several releases of one person: their bits add up.
+It is an average over originals: a release with a rare code says -log2 of that code's share, which may be more than
+log2 K. It does not cover what g remembers of training patients, nor several releases of one person: their bits add up.
 """
 
 import math
@@ -33,6 +34,10 @@ from monai_anon.networks import Latents
 POLICIES = ("latents", "residual", "code")
 LEVELS = (2, 4, 8, 16, 32, 64, 128, 256)
 FINEST = LEVELS[-1]
+LARGEST_EPSILON = 15.0
+"""Above it a code is all but always kept, and single precision does not tell how seldom not."""
+RESPONSE = 2
+"""How many of the noise's numbers, the last ones, decide the randomised response."""
 
 
 class ChannelError(ValueError):
@@ -99,7 +104,9 @@ class Codebook(nn.Module):
         return self.prototypes[level, code]
 
     def count(self, level: int) -> int:
-        """How many prototypes a level has: at most as many as its entry of `LEVELS`; 0 before they are fitted."""
+        """How many prototypes a level has: at most as many as its entry of `LEVELS`, or one a finding where there are
+        more findings than that; 0 before they are fitted.
+        """
         return int((self.patients[level] > 0).sum())
 
     def statement(self, level: int, epsilon: float | None = None) -> Statement:
@@ -117,7 +124,7 @@ def respond(code: Tensor, count: int, epsilon: float, chance: Tensor, other: Ten
     """
     if epsilon <= 0:
         raise ValueError(f"epsilon is {epsilon}; it must be above 0 (leave it out for the code as it is)")
-    keep = math.exp(epsilon) / (math.exp(epsilon) + count - 1)
+    keep = 1 / (1 + (count - 1) * math.exp(-epsilon))
     shift = 1 + (other * (count - 1)).long().clamp_max(count - 2)
     return torch.where(chance < keep, code, (code + shift) % count)
 
@@ -148,7 +155,8 @@ class Mixture(nn.Module):
         `(B, D)`: nothing of an original goes in.
         """
         edges = self.shares.cumsum(0)
-        component = torch.searchsorted(edges, chance.contiguous(), right=True).clamp_max(len(edges) - 1)
+        last = int((self.shares > 0).sum()) - 1  # behind it is room that no component fills
+        component = torch.searchsorted(edges, chance.contiguous(), right=True).clamp_max(last)
         return self.means[component] + torch.einsum("bij,bj->bi", self.factors[component], noise)
 
 
@@ -186,8 +194,11 @@ class Channel(nn.Module):
             raise ChannelError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
         if prototypes not in LEVELS:
             raise ChannelError(f"prototypes is {prototypes}; it must be one of {', '.join(map(str, LEVELS))}")
-        if epsilon is not None and (policy != "code" or not epsilon > 0 or math.isinf(epsilon)):
-            raise ChannelError(f"epsilon is {epsilon}; it must be a number above 0, and goes with the policy code only")
+        if epsilon is not None and (policy != "code" or not 0 < epsilon <= LARGEST_EPSILON):
+            raise ChannelError(
+                f"epsilon is {epsilon}; it must be a number above 0 and at most {LARGEST_EPSILON:g}, and goes with the "
+                "policy code only"
+            )
         self.policy, self.level = policy, LEVELS.index(prototypes)
         self.epsilon: float = 0.0 if epsilon is None else float(epsilon)
         self.identity_size, medical_size, self.residual_size = latent_sizes

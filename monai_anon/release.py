@@ -1,13 +1,15 @@
 """Image files into images of nobody: read, anonymise, write; whatever cannot be checked is not written.
 
-What is written holds pixels alone: no text, time, colour profile or any other chunk of the original. File names are
-kept.
+What is written holds pixels alone: no text, time, colour profile or any other chunk of the original. Its size, depth
+and mode are the model's unless the original's are asked for: they may tell which scanner or crop an image is from, and
+no bound on what the pixels say counts them. File names are kept.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import random
 import secrets
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from monai_anon.channel import RESPONSE
 from monai_anon.jobs import Job, Refusal
 from monai_anon.readers import (
     FULL_SCALES,
@@ -108,8 +111,9 @@ def image_noise(seed: int, name: str, length: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(length, dtype=np.float32))
 
 
-def to_picture(generated: Tensor, original: Original) -> Image.Image:
-    """A generated image (C, S, S) in [-1, 1] in its original's size, depth and mode.
+def to_picture(generated: Tensor, original: Original, keep_form: bool) -> Image.Image:
+    """A generated image (C, S, S) in [-1, 1], in its original's size, depth and mode or in the model's: S x S pixels of
+    8 bits, gray or colour.
 
     Raises:
         WithheldError: values that are not finite or out of range, or the original itself.
@@ -120,6 +124,9 @@ def to_picture(generated: Tensor, original: Original) -> Image.Image:
         raise WithheldError("the model gave values outside of [-1, 1]")
     if torch.equal(to_uint8(generated), original.pixels):
         raise WithheldError("the model gave the original back")
+    if not keep_form:
+        levels = to_uint8(generated).numpy()
+        return Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(np.moveaxis(levels, 0, -1)))
     unit = restore_shape((generated.float().numpy() + 1) / 2, original.height, original.width)
     stored = np.rint(np.clip(unit, 0, 1) * original.full_scale).astype(original.dtype)
     if original.gray:
@@ -157,19 +164,28 @@ class FileAnonymizer:
 
     A file's synthetic identity depends on `seed` and the file's relative path only: not on the batch, nor on other
     files. (Sums in another order may move a pixel by one gray level of 255 when the batch size changes.) Without a seed
-    a random one is drawn. It is never shown: who has seed and model can tell which name an image was made under.
+    a random one is drawn. It is never shown: who has seed and model can tell which name an image was made under. A
+    randomised response does not follow from the seed: two copies with one response would tell what it hides.
 
     Args:
         size, channels: of the model's images.
         batch_size: images a step; files are read into memory so many at a time.
+        keep_form: give copies their originals' size, depth and mode.
     """
 
     def __init__(
-        self, model: nn.Module, size: int, channels: int = 1, seed: int | None = None, batch_size: int = 16
+        self,
+        model: nn.Module,
+        size: int,
+        channels: int = 1,
+        seed: int | None = None,
+        batch_size: int = 16,
+        keep_form: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}; it must be 1 or more")
         self.model, self.size, self.channels, self.batch_size = model, size, channels, batch_size
+        self.keep_form = keep_form
         self._seed = secrets.randbits(128) if seed is None else seed
 
     def run(
@@ -212,7 +228,8 @@ class FileAnonymizer:
             generated = self.generate([original for _, original in ready], [job.name for job, _ in ready])
         except WithheldError as error:
             return refusals + [Refusal(job.source, str(error)) for job, _ in ready]
-        written = pool.map(partial(_write_copy, overwrite=overwrite), *zip(*ready, strict=True), generated)
+        write = partial(_write_copy, overwrite=overwrite, keep_form=self.keep_form)
+        written = pool.map(write, *zip(*ready, strict=True), generated)
         return refusals + [refusal for refusal in written if refusal is not None]
 
     def _read(self, job: Job) -> Original | Refusal:
@@ -232,6 +249,9 @@ class FileAnonymizer:
         """
         images = to_model_range(torch.stack([original.pixels for original in originals]))
         noise = torch.stack([image_noise(self._seed, name, int(self.model.noise_size)) for name in names])  # type: ignore[arg-type]
+        if getattr(getattr(self.model, "channel", None), "epsilon", 0.0):
+            fresh = random.SystemRandom()
+            noise[:, -RESPONSE:] = torch.tensor([[fresh.gauss(0, 1) for _ in range(RESPONSE)] for _ in names])
         device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
         generated = self.model(images.to(device), noise.to(device)).float().cpu()
         if generated.shape != images.shape:
@@ -240,10 +260,10 @@ class FileAnonymizer:
         return generated
 
 
-def _write_copy(job: Job, original: Original, generated: Tensor, overwrite: bool) -> Refusal | None:
+def _write_copy(job: Job, original: Original, generated: Tensor, overwrite: bool, keep_form: bool) -> Refusal | None:
     """Write an image that passes the checks; else nothing, and why."""
     try:
-        write_png(to_picture(generated, original), job.target, overwrite)
+        write_png(to_picture(generated, original, keep_form), job.target, overwrite)
     except WithheldError as error:
         return Refusal(job.source, str(error))
     except OSError as error:

@@ -14,8 +14,11 @@ from monai_anon.datasets import file_digest
 FILE = "statements.jsonl"
 
 
-def statement_of(network: nn.Module, model_file: Path) -> dict[str, Any]:
-    """Policy, bound and weights of an anonymizer; `bits` is None where nothing bounds what passes."""
+def statement_of(network: nn.Module, model_file: Path, keep_form: bool) -> dict[str, Any]:
+    """Policy, bound and weights of an anonymizer; `bits` is None where nothing bounds what passes.
+
+    `form` is whose size, depth and mode a copy has, "model" or "original": the latter pass beside the bits.
+    """
     channel = getattr(network, "channel", None)
     found = None if channel is None else channel.statement()
     return {
@@ -23,6 +26,7 @@ def statement_of(network: nn.Module, model_file: Path) -> dict[str, Any]:
         "bits": None if found is None else round(found.bits, 3),
         "patients": None if found is None else found.patients,
         "epsilon": None if found is None else found.epsilon,
+        "form": "original" if keep_form else "model",
         "model": file_digest(str(model_file)),
     }
 
@@ -32,10 +36,11 @@ def in_words(statement: dict[str, Any]) -> str:
     if statement["bits"] is None:
         return f"policy {statement['policy']}: nothing bounds what a copy says of its original"
     noisy = "" if statement["epsilon"] is None else f"; randomised response, epsilon {statement['epsilon']:g}"
+    form = "; beside them it has its original's size, depth and mode" if statement["form"] == "original" else ""
     return (
-        f"policy {statement['policy']}: a copy says at most {statement['bits']:.2f} bits of its original, which of "
-        f"{round(2 ** statement['bits'])} prototypes it has; {statement['patients']} or more training patients share "
-        f"each{noisy}"
+        f"policy {statement['policy']}: on average over originals a copy's pixels say at most {statement['bits']:.2f} "
+        f"bits of the original, which of {round(2 ** statement['bits'])} prototypes it has; {statement['patients']} or "
+        f"more training patients share each{noisy}{form}"
     )
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_anon.channel import FINEST, LEVELS, Codebook, respond
+from monai_anon.channel import FINEST, LEVELS, Channel, ChannelError, Codebook, respond
 from monai_anon.channel_fitting import fit_codebook, fit_mixture, invariant_axes, merged
 
 SIZE, PEOPLE, IMAGES = 3, 300, 4
@@ -140,6 +140,13 @@ def test_randomised_response_has_its_ratio_of_chances(epsilon):
     assert (seen[0] / seen[1]).log().abs().max() < epsilon * 1.1
 
 
+def test_a_large_epsilon_keeps_the_code_and_one_beyond_precision_is_refused():
+    chance = torch.rand(1000, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(respond(torch.ones(1000).long(), 4, 800.0, chance, chance), torch.ones(1000).long())
+    with pytest.raises(ChannelError, match="epsilon is 16.*at most 15"):
+        Channel((4, 2, 2), epsilon=16)
+
+
 def test_epsilon_must_be_above_zero():
     with pytest.raises(ValueError, match="epsilon is 0"):
         respond(torch.zeros(1).long(), 4, 0.0, torch.rand(1), torch.rand(1))
@@ -176,6 +183,10 @@ def test_equal_draws_give_equal_residuals_and_every_chance_a_component():
     chance, noise = torch.tensor([0.0, 0.5, 1.0 - 1e-7]), torch.zeros(3, 2)
     assert torch.equal(prior(chance, noise), prior(chance, noise))
     assert torch.isfinite(prior(chance, noise)).all()
+    far = fit_mixture(clusters() + 50, components=3)
+    far.shares[2] = 0.0  # room that is not filled: its mean and factors are of nobody
+    far.means[2], far.shares[:2] = 0.0, 0.5
+    assert float(far(torch.ones(3), noise).min()) > 25  # a chance of 1 can come of rounding
     with pytest.raises(ValueError, match="50 latents; at least 100"):
         fit_mixture(clusters(50))
 

@@ -222,8 +222,24 @@ def test_every_copy_has_a_statement_of_what_it_may_say(cohort: Path, bundle: Pat
         assert [row["image"] for row in found] == [image.name for image in images]
         assert all(row["policy"] == policy and row["bits"] == bits and row["epsilon"] == epsilon for row in found)
         assert all((row["patients"] is None) == (bits is None) and row["patients"] != 0 for row in found)
+        assert {row["form"] for row in found} == {"model" if bits else "original"}
         said = f"at most {bits:.2f} bits" if bits else "nothing bounds"
         assert f"policy {policy}: " in result.stdout and said in result.stdout
+
+
+def test_the_originals_form_is_kept_under_a_code_only_if_asked_and_the_statement_says_so(
+    cohort: Path, bundle: Path, tmp_path: Path
+) -> None:
+    with Image.open(next((cohort / "images").iterdir())) as image:
+        image.resize((50, 40)).save(tmp_path / "a.png")
+    for options, size, form in (((), None, "model"), (("--keep-form",), (50, 40), "original")):
+        out = tmp_path / form
+        result = call("anonymize", tmp_path / "a.png", out, "--bundle", bundle, "--policy", "code", *options)
+        assert result.exit_code == 0, result.output
+        with Image.open(out / "a.png") as copy:
+            assert (copy.size == (50, 40)) == (size is not None)
+        assert statements(out)[0]["form"] == form
+        assert ("original's size, depth and mode" in result.stdout) == (form == "original")
 
 
 @pytest.mark.parametrize(

@@ -226,7 +226,7 @@ def tables_of(z, patient, finding):
     """A channel fitted as stage 2 fits it."""
     book = fit_codebook(z.medical.numpy(), patient.numpy(), finding.numpy(), fewest=5)
     identity, residual = fit_mixture(z.identity.numpy(), 1, 20), fit_mixture(z.residual.numpy(), 2, 20)
-    return SimpleNamespace(codebook=book, identity=identity, residual=residual)
+    return SimpleNamespace(policy="latents", codebook=book, identity=identity, residual=residual)
 
 
 def memorised(z, finding, what):
@@ -242,7 +242,7 @@ def memorised(z, finding, what):
         book.points[:count], book.finding[:count] = z.medical, finding
     else:
         book.prototypes[-1, :count], book.patients[-1, :count] = z.medical, 1
-    return SimpleNamespace(codebook=book, **priors)
+    return SimpleNamespace(policy="latents", codebook=book, **priors)
 
 
 def test_a_channel_of_other_people_tells_of_nobody(scene, cohorts):
@@ -263,7 +263,7 @@ def test_a_table_that_holds_the_training_images_is_caught(scene, cohorts, what):
 
 
 def test_a_channel_that_was_never_fitted_has_nothing_to_remember(scene):
-    channel = SimpleNamespace(codebook=Codebook(2), residual=Mixture(4))
+    channel = SimpleNamespace(policy="latents", codebook=Codebook(2), residual=Mixture(4))
     rows = figures(membership(holding(Narrow(), channel=channel, name="unfitted"), scene))
     assert "membership_prior_auc" not in rows and "membership_vae_auc" in rows
 

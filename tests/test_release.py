@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -31,8 +32,9 @@ def save(path: Path, height: int = SIZE, width: int = SIZE, top: int = 255, mode
 
 
 def run(jobs: list[Job], model: nn.Module | None = None, **options) -> list[Refusal]:
-    options = {"seed": 1} | options
-    return FileAnonymizer(model or tiny_anonymizer(), SIZE, **options).run(jobs, progress=False)
+    options = {"seed": 1, "keep_form": True} | options
+    overwrite = options.pop("overwrite", False)
+    return FileAnonymizer(model or tiny_anonymizer(), SIZE, **options).run(jobs, overwrite, progress=False)
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -68,6 +70,38 @@ def test_a_copy_has_its_originals_size_and_is_another_picture(tmp_path: Path, he
     with Image.open(job.target) as copy:
         assert (copy.size, copy.mode, copy.format) == ((width, height), "L", "PNG")
     assert np.abs(pixels(job.target) - pixels(job.source)).mean() > 5
+
+
+def test_in_the_models_form_a_file_tells_no_more_than_its_pixels(tmp_path: Path) -> None:
+    """Where nothing of the original reaches the pixels, copies of one name are the same bytes whatever they copy."""
+    forms = {"small": {}, "wide": {"width": 90}, "deep": {"top": 4000, "mode": "I;16"}, "colour": {"mode": "RGB"}}
+    copies = []
+    for name, form in forms.items():
+        (tmp_path / name).mkdir()
+        job = save(tmp_path / name / "a.png", **form)
+        assert run([job], Fake(lambda image: torch.full_like(image, 0.25)), keep_form=False) == []
+        copies.append(job.target.read_bytes())
+    assert len(set(copies)) == 1
+    with Image.open(job.target) as copy:
+        assert (copy.size, copy.mode) == ((SIZE, SIZE), "L")
+
+
+def test_a_randomised_response_does_not_follow_from_the_seed(tmp_path: Path) -> None:
+    """Two copies made with one seed and one response would tell apart what the response is to hide."""
+    job, seen = save(tmp_path / "a.png"), []
+
+    class Responding(Fake):
+        channel = SimpleNamespace(epsilon=0.5)
+        noise_size = 5
+
+        def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+            seen.append(noise)
+            return -image
+
+    for _ in range(2):
+        assert run([job], Responding(None), overwrite=True) == []
+    assert torch.equal(seen[0][:, :-2], seen[1][:, :-2])
+    assert (seen[0][:, -2:] != seen[1][:, -2:]).all()
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".JPEG"])

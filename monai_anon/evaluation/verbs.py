@@ -30,8 +30,8 @@ PrototypesOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(
         metavar="K",
-        help="2, 4, 8 ... 256 medical prototypes: a copy says at most log2 K bits of its original. Fewer say less and "
-        "show less of the finding.  [default: the bundle's, 32]",
+        help="2, 4, 8 ... 256 medical prototypes: on average a copy says at most log2 K bits of its original. Fewer "
+        "say less and show less of the finding.  [default: the bundle's, 32]",
     ),
 ]
 EpsilonOption = Annotated[

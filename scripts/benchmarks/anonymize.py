@@ -60,7 +60,7 @@ def measure(
         place = Path(folder)
         draw(place / "in", images, size)
         jobs = plan_files([place / "in"], place / "out").jobs
-        ours = FileAnonymizer(network, settings.image_size, settings.channels, 0, batch_size)
+        ours = FileAnonymizer(network, settings.image_size, settings.channels, 0, batch_size, keep_form=True)
         theirs = evaluator(bundle, place, size, batch_size, device)
 
         def released() -> None:
@@ -140,7 +140,7 @@ def parts(anonymizer: FileAnonymizer, jobs: Sequence[Job], rounds: int, device: 
 
     def write() -> None:
         for image, original, job in zip(generated, originals, jobs, strict=True):
-            write_png(to_picture(image, original), job.target, overwrite=True)
+            write_png(to_picture(image, original, keep_form=True), job.target, overwrite=True)
 
     timings = timing.alternate({"reading": read, "model": generate, "writing": write}, rounds, device, warm_up=0)
     return {name: 1e3 * timings.median(name) / len(jobs) for name in timings.seconds}

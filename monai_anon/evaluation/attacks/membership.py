@@ -76,7 +76,7 @@ def membership(subject: Subject, scene: Scene) -> list[Row]:
       distance to the codebook's tables.
 
     Several scores of one attack are tried and the stronger counts (its note names it): two measures of likeness, each
-    as it is and `calibrated`; three tables of the channel. With the number of attacks this makes the strongest figure
+    as it is and `calibrated`; four tables of the channel. With the number of attacks this makes the strongest figure
     of P5 a little too strong by chance, an error to the safe side.
     """
     if scene.silence:
@@ -204,7 +204,7 @@ def white_box_rows(subject: Subject, scene: Scene, candidates: Candidates) -> li
     training, test = (real_latents(subject, scene, part) for part in ("training", "test"))
     z = Latents(*(torch.cat([a[candidates.chosen], b]) for a, b in zip(training, test, strict=True)))
     vae, channel = networks.identity_vae, channel_of(subject)
-    samples = sampled_identities(vae, scene.seed)
+    samples = sampled_identities(vae, channel, scene.seed)
     cases = {
         "reconstruction": reconstruction_scores(networks.disentangler, candidates.images, z),
         "vae": {"": -vae_error(vae, z.identity)},
@@ -246,9 +246,14 @@ def vae_error(vae: IdentityVAE, identity: Tensor) -> Array:
     return latent_distance(identity, vae.decode(vae.encode(identity)[0])).cpu().numpy()
 
 
-def sampled_identities(vae: IdentityVAE, seed: int) -> Tensor:
-    """`SAMPLES` identities (M, D) as a release draws them."""
+@torch.no_grad()
+def sampled_identities(vae: IdentityVAE, channel: Channel | None, seed: int) -> Tensor:
+    """`SAMPLES` identities (M, D) as a release draws them: from the VAE, or from the prior of a channel that draws."""
     device, nobody = next(vae.parameters()).device, torch.full((SAMPLES,), -1)
+    if channel is not None and channel.policy != "latents":
+        prior = copy.deepcopy(channel.identity).cpu()
+        noise = torch.randn(SAMPLES, channel.identity_size, generator=torch.Generator().manual_seed(seed))
+        return prior(torch.zeros(SAMPLES), noise)  # its length does not matter here: cosines are compared
     like = torch.zeros(SAMPLES, 1, device=device)
     return SampledIdentities(vae)(like, nobody, torch.Generator().manual_seed(seed)).cpu()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from monai_anon.evaluation.aggregation import matching
@@ -29,13 +30,20 @@ def _sentence(rows: Sequence[Row]) -> str:
     patients = min(_values(matching(rows, "channel_patients")), default=0)
     shared = f", each shared by {patients:g} or more training patients" if patients else ""
     epsilon = max(_values(matching(rows, "channel_epsilon")), default=None)
-    noisy = "" if epsilon is None else (
-        f" Now and then it passes a wrong one (randomised response): a release is locally differentially private, "
-        f"epsilon {epsilon:g}."
-    )  # fmt: skip
     return (
-        f"{method}: a release says at most {bits:.2f} bits of its original, whoever looks: which of {round(2**bits)} "
-        f"prototypes it has{shared}. Identity and residual are drawn.{noisy}"
+        f"{method}: on average a release's pixels say at most {bits:.2f} bits of its original, whoever looks: which of "
+        f"{round(2**bits)} prototypes it has{shared}. Identity and residual are drawn.{_noisy(bits, epsilon)}"
+    )
+
+
+def _noisy(bits: float, epsilon: float | None) -> str:
+    """What a randomised response does, and how often."""
+    if epsilon is None:
+        return ""
+    kept = 1 / (1 + (2**bits - 1) * math.exp(-epsilon))
+    return (
+        f" It passes the right one with a probability of {kept:.2f}, else any other (randomised response): a release "
+        f"is locally differentially private, epsilon {epsilon:g}."
     )
 
 

@@ -174,8 +174,8 @@ CONTENT = (
         "channel",
         "What passes: bits against what is kept",
         "Instead of the medical latent the number of one of K prototypes may pass, a code; identity and residual are "
-        "drawn. A release then says at most log2 K bits of its original, whoever looks. Below, what the medical judge "
-        "still reads of releases under codes of every size, with the same networks and the same draws.",
+        "drawn. On average a release then says at most log2 K bits of its original, whoever looks. Below, what the "
+        "medical judge still reads of releases under codes of every size, with the same networks and the same draws.",
         [
             Group(
                 "The bound of what was measured",
