@@ -89,22 +89,24 @@ _KEY_IDENTITY, _KEY_VESSELS, _KEY_COUNT, _KEY_FINDING, _KEY_SEVERITY, _KEY_RESID
 _DECIMALS = 6
 
 
-def images_per_patient(keys: tuple[int, int], images: int, patients: int) -> np.ndarray:
-    """How many images each patient has, 2 to 11 with a heavy tail, adding up to `images`: int64 (patients,).
+def images_per_patient(
+    keys: tuple[int, int], images: int, patients: int, least: int = MIN_IMAGES, most: int = MAX_IMAGES
+) -> np.ndarray:
+    """How many images each patient has, with a heavy tail, adding up to `images`: int64 (patients,).
 
     Args:
         keys: seed and part.
+        least, most: images a patient can have.
 
     Raises:
         ValueError: no such counts exist.
     """
-    if not MIN_IMAGES * patients <= images <= MAX_IMAGES * patients:
+    if not least * patients <= images <= most * patients:
         raise ValueError(
-            f"{PARTS[keys[1]]}: {images} images of {patients} patients cannot be made with {MIN_IMAGES} to "
-            f"{MAX_IMAGES} images a patient; {patients} patients have {MIN_IMAGES * patients} to "
-            f"{MAX_IMAGES * patients}"
+            f"{PARTS[keys[1]]}: {images} images of {patients} patients cannot be made with {least} to {most} images a "
+            f"patient; {patients} patients have {least * patients} to {most * patients}"
         )
-    extra, most = images - MIN_IMAGES * patients, MAX_IMAGES - MIN_IMAGES
+    extra, most = images - least * patients, most - least
     weight = (counter.uniform(*keys, _KEY_COUNT, np.arange(patients)) + 0.04) ** -0.9
     low, high = 0.0, float(most)
     for _ in range(60):
@@ -118,7 +120,7 @@ def images_per_patient(keys: tuple[int, int], images: int, patients: int) -> np.
         open_to_more = np.flatnonzero(counts < most)
         order = np.argsort(-(weight * low - counts)[open_to_more], kind="stable")
         counts[open_to_more[order[:missing]]] += 1
-    return counts + MIN_IMAGES
+    return counts + least
 
 
 def _identity_columns(keys: tuple[int, int], patients: int, difficulty: float) -> dict[str, np.ndarray]:
