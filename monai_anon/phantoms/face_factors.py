@@ -52,7 +52,7 @@ IDENTITY: dict[str, tuple[float, float]] = {
     "id_brow_height": (0.135, 0.020),
     "id_brow_thickness": (0.024, 0.009),
     "id_brow_arch": (0.035, 0.018),
-    "id_brow_slope": (0.03, 0.075),
+    "id_brow_slope": (-0.01, 0.07),
     "id_nose_length": (0.235, 0.032),
     "id_nose_width": (0.100, 0.019),
     "id_nose_bridge": (0.050, 0.010),
@@ -63,7 +63,7 @@ IDENTITY: dict[str, tuple[float, float]] = {
     "id_lip_upper": (0.034, 0.010),
     "id_lip_lower": (0.046, 0.012),
     "id_cheekbone": (0.5, 0.25),
-    "id_beard": (-0.1, 0.45),
+    "id_beard": (0.05, 0.45),
 }
 # What is drawn uniformly in (0, 1) once per person.
 IDENTITY_SHARES = (

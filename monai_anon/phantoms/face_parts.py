@@ -103,8 +103,8 @@ def paint_nose(canvas: Canvas, head: Head, nose: Nose, within: np.ndarray) -> No
     holes = np.square(np.maximum(1 - beside * beside - below * below, 0))
     under = np.square(nose.u / (np.float32(1.35) * head["id_nose_width"]))
     under = under + np.square((head.v - nose.tip - np.float32(0.055)) * np.float32(1 / 0.05))
-    shadow = np.float32(0.42) * np.square(np.maximum(1 - under, 0))
-    canvas.tint(1 - np.minimum(np.float32(0.75) * holes + shadow, np.float32(0.85)) * within)
+    shadow = np.float32(0.30) * np.square(np.maximum(1 - under, 0))
+    canvas.tint(1 - np.minimum(np.float32(0.6) * holes + shadow, np.float32(0.85)) * within)
 
 
 def paint_mouth(
@@ -149,9 +149,9 @@ def paint_beard(
 ) -> None:
     """Beard and moustache, from a shadow to full, where the person has one."""
     cheek = np.float32(0.36) - np.float32(0.30) * smooth((head.out - np.float32(0.20)) * np.float32(1 / 0.24))
-    grown = smooth((head.v - cheek) * np.float32(1 / 0.10))
+    grown = smooth((head.v - cheek) * np.float32(1 / 0.14))
     lip = head["id_mouth_height"] - np.float32(0.075)
     grown = np.maximum(grown, np.minimum(np.float32(2) * head.spot(0.0, lip, 0.25, 0.085), 1))
-    grown *= 1 + np.float32(0.25) * pattern(head.u * 30, head.v * 14)
+    grown *= 1 + np.float32(0.12) * pattern(head.u * 30, head.v * 14)
     dark = np.float32(0.8) * hair * (np.float32(0.25) + np.float32(0.75) * shade)
     canvas.paint(np.clip(np.float32(0.9) * head["id_beard"] * grown, 0, 1) * within, dark)

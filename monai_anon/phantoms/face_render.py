@@ -53,8 +53,9 @@ def _background(head: Head, rows: Rows) -> np.ndarray:
     """A wall out of focus, lighter on one side, with soft patches: (3, n, size, size)."""
     pattern = Pattern(rows["res_background_seed"])
     near = _tints(head, BACKGROUND[:3], 0.28)
-    fall = (head["res_background_fall"] - np.float32(0.5)) * head.x + np.float32(0.25) * head.y
-    patches = pattern(head.x * 2 + 5, head.y * 2) + np.float32(0.5) * pattern(head.x * 5, head.y * 5 + 9)
+    x, y = head.column, head.row
+    fall = (head["res_background_fall"] - np.float32(0.5)) * x + np.float32(0.25) * y
+    patches = pattern(x * 2 + 5, y * 2) + np.float32(0.5) * pattern(x * 5, y * 5 + 9)
     lightness = 1 - np.float32(0.7) * fall + np.float32(0.5) * head["res_background_texture"] * patches
     return near * np.maximum(lightness, np.float32(0.1))
 

@@ -36,6 +36,9 @@ class Head:
         angle = rows["res_rotation"].astype(np.float64)[:, None, None]
         cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
         scale = np.float32(_SCALE) * self["res_zoom"]
+        # The picture's own coordinates, for what does not move with the head.
+        shape = (len(angle), size, size)
+        self.column, self.row = (np.broadcast_to(c, shape) for c in (centre[None, None, :], centre[None, :, None]))
         across = (centre[None, None, :] - self["res_shift_x"]) / scale
         down = (centre[None, :, None] - self["res_shift_y"]) / scale
         self.x = cosine * across + sine * down
@@ -47,7 +50,7 @@ class Head:
         self.out = np.abs(self.u)
         self.side = np.where(self.u < 0, np.float32(-1), np.float32(1))
         severity = self["med_severity"] * self["med_present"]
-        self.smile = severity * (np.float32(1.5) - np.float32(0.5) * severity)
+        self.smile = severity * (np.float32(1.7) - np.float32(0.7) * severity)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.rows[name]
