@@ -29,7 +29,7 @@ SYMMETRIC = {
 
 @pytest.fixture(scope="module")
 def factors():
-    return sample_factors(3, images=(40, 0, 0), patients=(12, 0, 0))
+    return sample_factors(3, images=(24, 0, 0), patients=(10, 0, 0))
 
 
 def smiling(rows, severity):
@@ -148,8 +148,8 @@ def test_pixels_are_those_of_version_1_on_any_machine():
 
 
 def test_faces_are_in_colour_and_no_exposure_saturates():
-    images = render(sample_factors(2, (300, 0, 0), (100, 0, 0)), 64)
-    assert images.shape == (300, 64, 64, 3) and images.dtype == np.uint8
+    images = render(sample_factors(2, (160, 0, 0), (60, 0, 0)), 64)
+    assert images.shape == (160, 64, 64, 3) and images.dtype == np.uint8
     assert (images.max(-1).astype(int) - images.min(-1)).mean((1, 2)).min() > 5
     assert (images == 255).mean((1, 2, 3)).max() < 0.005
     assert (images == 0).mean((1, 2, 3)).max() < 0.05
@@ -297,7 +297,7 @@ def test_any_size_shows_the_same_picture(factors, size):
 def test_without_background_all_but_the_person_is_one_gray_and_the_person_is_untouched(factors):
     mask = person_mask(factors, 64)
     whole, alone = render(factors, 64), render(factors, 64, background=False)
-    assert mask.shape == (40, 64, 64) and mask.min() == 0 and mask.max() == 1
+    assert mask.shape == (24, 64, 64) and mask.min() == 0 and mask.max() == 1
     assert (alone[mask == 0] == face_render.BACKGROUND_LEVEL).all()
     assert np.array_equal(whole[mask == 1], alone[mask == 1])
     assert 0.2 < (mask == 1).mean() < 0.8 and ((mask > 0) & (mask < 1)).mean() < 0.15

@@ -39,14 +39,13 @@ def write_cohort(
 ) -> Path:
     """Write a cohort to OUT/manifest.json, OUT/images/*.png (RGB) and OUT/factors.csv; returns the manifest's path.
 
-    Entries of the manifest also have `severity` (0 to 1); a smile has no side. All of the cohort is written or nothing.
+    Entries also have `severity` (0 to 1); a smile has no side. All of the cohort is written or nothing.
 
     Args:
         out: a folder, absent or empty.
         seed: the same seed gives the same cohort everywhere.
         size: side of the images in pixels, 32 to 512.
-        images: of training, validation and test.
-        patients: people of training, validation and test; 2 to 30 images each.
+        images, patients: of training, validation and test; 2 to 30 images a person.
         difficulty: 0 to 1, see `sample_factors`.
         overwrite: replace `out` where it holds a generated cohort.
         progress: show progress on a terminal.

@@ -179,8 +179,7 @@ def sample_factors(
 
     Args:
         seed: any integer; the same seed gives the same table everywhere.
-        images: of training, validation and test.
-        patients: people of training, validation and test; 2 to 30 images each.
+        images, patients: of training, validation and test; 2 to 30 images a person.
         difficulty: 0 to 1. At 1 people differ half as much, the ranges of pose and light are 1.6 times as wide, noise
             is three times as strong and the least severity is .05 instead of .25; in between, linearly.
         background: False for a table whose images are drawn without: the background's factors are then constant.
@@ -193,18 +192,17 @@ def sample_factors(
     if len(images) != len(PARTS) or len(patients) != len(PARTS):
         raise ValueError(f"images {images} and patients {patients} must give three numbers each: {', '.join(PARTS)}")
     tables, first = [], 0
-    for part, name in enumerate(PARTS):
+    for part, part_name in enumerate(PARTS):
         keys = (int(seed) % 2**64, part)
         counts = images_per_patient(keys, images[part], patients[part], MIN_IMAGES, MAX_IMAGES)
         of_image = np.repeat(np.arange(patients[part]), counts)
         within = np.arange(images[part]) - np.searchsorted(of_image, of_image)
         person = [f"p{first + index + 1:05d}" for index in of_image]
-        columns: dict[str, object] = {"part": name, "patient": person}
+        columns: dict[str, object] = {"part": part_name, "patient": person}
         columns["image"] = [f"images/{who}_{index + 1:02d}.png" for who, index in zip(person, within, strict=True)]
         medical = _medical_columns(keys, images[part], difficulty)
-        columns["finding"] = medical["med_present"]
         identity = _identity_columns(keys, patients[part], difficulty)
-        columns |= {column: values[of_image] for column, values in identity.items()}
+        columns |= {"finding": medical["med_present"]} | {name: values[of_image] for name, values in identity.items()}
         columns |= medical | _residual_columns(keys, images[part], difficulty, background)
         tables.append(pd.DataFrame(columns))
         first += patients[part]
