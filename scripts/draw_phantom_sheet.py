@@ -1,7 +1,7 @@
 """Draw a sheet of phantoms: one person a row, three images without and three with the finding, of growing severity.
 
 python scripts/draw_phantom_sheet.py docs/phantom_chest.png --size 128 --people 6 --seed 0
-python scripts/draw_phantom_sheet.py docs/phantom_face.png --kind face --size 128 --people 8 --seed 0
+python scripts/draw_phantom_sheet.py docs/phantom_face.png --kind face --size 128 --people 7 --seed 0
 """
 
 from __future__ import annotations
