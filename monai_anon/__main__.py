@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from monai_anon import __version__
 from monai_anon.evaluation import verbs
 from monai_anon.evaluation.verbs import BundleOption, EpsilonOption, ModelOption, PolicyOption, PrototypesOption
+from monai_anon.phantoms import PHANTOMS, load_phantom
 
 PARTLY, REFUSED = 1, 2
 
@@ -44,8 +45,6 @@ class _Verbs(TyperGroup):
 # Plain help and tracebacks: the decorated ones show local variables, and those hold images.
 _PLAIN = {"rich_markup_mode": None, "pretty_exceptions_enable": False, "no_args_is_help": True}
 app = typer.Typer(cls=_Verbs, add_completion=False, **_PLAIN)  # type: ignore[arg-type]
-phantom = typer.Typer(help="Generate a cohort of images of people who do not exist.", **_PLAIN)  # type: ignore[arg-type]
-app.add_typer(phantom, name="phantom")
 
 
 def _show_version(wanted: bool) -> None:
@@ -70,8 +69,9 @@ def common(
 # ---- data ----
 
 
-@phantom.command("chest")
-def phantom_chest(
+@app.command()
+def phantom(
+    kind: Annotated[str, typer.Argument(metavar="KIND", help=f"What is on the images: {', '.join(PHANTOMS)}.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make; absent or empty.")],
     seed: Annotated[int, typer.Option(help="The same seed gives the same cohort everywhere.")] = 0,
     size: Annotated[int, typer.Option(help="Side of the images in pixels, 32 to 512.")] = 64,
@@ -80,44 +80,55 @@ def phantom_chest(
         typer.Option(
             metavar="N[,N,N]",
             help="Images of training, validation and test; one number is the training part's, and the others keep "
-            "their proportion to it.  [default: 6000,200,300, as in the paper]",
+            "their proportion to it.  [default: as in the paper, chest 6000,200,300, iris 1165,270,360]",
         ),
     ] = None,
     patients: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
             metavar="N[,N,N]",
-            help="Patients of the three parts, each with 2 to 11 images; likewise. Left out, they keep their "
-            "proportion to the images.  [default: 1791,84,130]",
+            help="Patients of the three parts; likewise. Left out, they keep their proportion to the images. "
+            "A patient of a part has 2 to 11 chest or 1 to 40 iris images.  [default: chest 1791,84,130, iris 115 "
+            "(disjoint: 75,17,23)]",
         ),
     ] = None,
     difficulty: Annotated[
-        float, typer.Option(help="0 to 1: people more alike, poses and noise stronger, effusions smaller.")
+        float, typer.Option(help="0 to 1: people more alike, poses and noise stronger, findings smaller.")
     ] = 0.0,
+    protocol: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            help="Who is in which part. closed: everybody is in all parts, each time with other images; disjoint: "
+            "each in one part.  [default: iris closed, as in the paper; chest is always disjoint]",
+        ),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a generated cohort.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
 ) -> None:
-    """Chest radiographs with and without pleural effusion, drawn from known factors.
+    """Generate a cohort of images of people who do not exist, with and without a finding, drawn from known factors.
 
-    Writes OUT/manifest.json, OUT/images/ and OUT/factors.csv, all of it or nothing.
+    chest: radiographs with and without pleural effusion. iris: near-infrared images of the eye with and without a
+    clouded cornea. Writes OUT/manifest.json, OUT/images/ and OUT/factors.csv, all of it or nothing.
 
     \b
     Example:
       monai-anon phantom chest data/chest --images 600 --size 64
+      monai-anon phantom iris data/iris --protocol disjoint
     """  # noqa: D301 - the backspace keeps the lines of an example apart
-    from monai_anon.phantoms import chest
-    from monai_anon.phantoms.sizes import part_sizes
+    from monai_anon.phantoms.rendering import check_size
 
-    counts, people = part_sizes(images, patients, (chest.IMAGES, chest.PATIENTS))
-    what = f"{sum(counts)} images ({size} x {size}) of {sum(people)} patients, as {counts} of {people}"
+    found = load_phantom(kind)
+    counts, people = found.part_sizes(images, patients, protocol)
+    who = f"the same {max(people)}" if found.protocol(protocol)[1].closed_set else str(sum(people))
+    what = f"{sum(counts)} images ({size} x {size}) of {who} patients, as {counts} of {people}"
     if dry_run:
-        chest.check_size(size)
-        chest.sample_factors(seed, counts, people, difficulty)
+        check_size(size)
+        found.factors(seed, counts, people, difficulty, protocol)
         typer.echo(f"would write {out / 'manifest.json'}, {out / 'images'}, {out / 'factors.csv'}: {what}")
         if out.exists():
             typer.echo(f"{out} exists; unless it is empty, only --overwrite replaces it, and only a generated cohort")
         return
-    manifest = chest.write_cohort(out, seed, size, counts, people, difficulty, overwrite)
+    manifest = found.write_cohort(out, seed, size, counts, people, difficulty, overwrite, protocol=protocol)
     typer.echo(f"wrote {manifest}: {what} (training, validation, test)")
 
 

@@ -16,6 +16,7 @@ from monai_anon.handlers import save_weights
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 
 logger = logging.getLogger("monai_anon")
+TEMPLATES = "identity_classifier."
 
 
 class LatentSwapAnonymizer(nn.Module):
@@ -66,7 +67,9 @@ class LatentSwapAnonymizer(nn.Module):
 
 
 class ModelFile:
-    """Joins the weights of both stages into the one file of a `LatentSwapAnonymizer`. Tensors only; no gallery."""
+    """Joins the weights of both stages into the one file of a `LatentSwapAnonymizer`. Tensors only; no gallery, and no
+    identity classifier: it has a row for each training patient, which is a template of that person.
+    """
 
     def __init__(self, disentangler: str, identity_vae: str, channel: Channel, path: str):
         self.sources = {"disentangler": disentangler, "identity_vae": identity_vae}
@@ -77,7 +80,7 @@ class ModelFile:
         weights: dict[str, Tensor] = {}
         for name, source in self.sources.items():
             state = torch.load(source, map_location="cpu", weights_only=True)
-            weights |= {f"{name}.{key}": tensor for key, tensor in state.items()}
+            weights |= {f"{name}.{key}": tensor for key, tensor in state.items() if not key.startswith(TEMPLATES)}
         weights |= {f"channel.{key}": tensor for key, tensor in self.channel.state_dict().items()}
         save_weights(weights, self.path)
         logger.info("wrote %s", self.path)

@@ -6,6 +6,9 @@
 `image` is relative to the manifest file, `patient` a string, `finding` an index into `classes`. Further keys of an
 entry are kept as they are, and so are further keys of the file (a generated cohort records its settings there). Errors
 name entries by part, index and image, never by patient.
+
+A closed set, whose people are to be recognised again and therefore occur in several parts, must say so itself, with
+`"closed_set": true` beside `classes`. That lifts this one check; an image is in one part only all the same.
 """
 
 from __future__ import annotations
@@ -23,6 +26,8 @@ import numpy as np
 
 PARTS = ("training", "validation", "test")
 MANIFEST_NAME = "manifest.json"
+# Key of the file that allows a patient in several parts, where it is true.
+CLOSED_SET_KEY = "closed_set"
 LISTED_PROBLEMS = 1000  # more lines than this hide the first ones; the error's `problems` holds every one
 
 
@@ -56,6 +61,11 @@ class Manifest:
         """Number of findings that an image can have."""
         return len(self.classes)
 
+    @property
+    def closed_set(self) -> bool:
+        """Whether a patient may be in several parts, each time with other images."""
+        return self.extra.get(CLOSED_SET_KEY) is True
+
     def image_path(self, entry: Mapping[str, Any]) -> Path:
         """Where an entry's image lies."""
         return Path(os.path.normpath(self.folder / entry["image"]))
@@ -66,8 +76,8 @@ def load_manifest(path: str | Path) -> Manifest:
 
     Raises:
         ManifestError: with every problem found: unreadable JSON, missing parts or columns, labels out of range, missing
-            image files, an image listed twice, a patient in two parts. What only shows in the pixels is checked where
-            they are read (`monai_anon.image_store`).
+            image files, an image listed twice, a patient in two parts (unless the file is a `closed_set`). What only
+            shows in the pixels is checked where they are read (`monai_anon.image_store`).
     """
     path = Path(path)
     if path.is_dir():
@@ -83,7 +93,7 @@ def load_manifest(path: str | Path) -> Manifest:
         parts={part: content[part] for part in PARTS},
         extra={key: value for key, value in content.items() if key not in (*PARTS, "classes")},
     )
-    problems = entry_problems(manifest.parts, manifest.classes, manifest.folder)
+    problems = entry_problems(manifest.parts, manifest.classes, manifest.folder, manifest.closed_set)
     if problems:
         raise ManifestError(f"{path}: {len(problems)} problem(s):", problems)
     return manifest
@@ -102,7 +112,7 @@ def save_manifest(
     Args:
         path: the file, or an existing folder that gets a manifest.json.
         parts: entries by part; a part that is left out is written as an empty list.
-        extra: further keys of the file, such as the settings of a generated cohort.
+        extra: further keys of the file, such as the settings of a generated cohort or `closed_set`.
         overwrite: replace an existing file.
 
     Raises:
@@ -124,7 +134,7 @@ def save_manifest(
         **{part: [dict(entry) for entry in parts.get(part, ())] for part in PARTS},
     }
     problems = _top_level_problems(content) or entry_problems(
-        {part: content[part] for part in PARTS}, content["classes"], path.parent
+        {part: content[part] for part in PARTS}, content["classes"], path.parent, content.get(CLOSED_SET_KEY) is True
     )
     if problems:
         raise ManifestError(f"{path} is not written, {len(problems)} problem(s):", problems)
@@ -173,8 +183,14 @@ def split_patients(
     return {part: [entry for entry in entries if part_of[entry["patient"]] == part] for part in PARTS}
 
 
-def entry_problems(parts: Mapping[str, Sequence[Any]], classes: Sequence[str], folder: Path) -> list[str]:
-    """Every reason to refuse these entries: columns, labels, image files, images listed twice, shared patients."""
+def entry_problems(
+    parts: Mapping[str, Sequence[Any]], classes: Sequence[str], folder: Path, closed_set: bool = False
+) -> list[str]:
+    """Every reason to refuse these entries: columns, labels, image files, images listed twice, shared patients.
+
+    Args:
+        closed_set: patients may be in several parts.
+    """
     problems: list[str] = []
     first_image: dict[str, str] = {}
     patient_parts: dict[str, dict[str, str]] = defaultdict(dict)
@@ -191,11 +207,13 @@ def entry_problems(parts: Mapping[str, Sequence[Any]], classes: Sequence[str], f
             problems += [f"{where}: {reason}" for reason in _column_problems(entry, classes)]
             if isinstance(entry.get("patient"), str):
                 patient_parts[entry["patient"]].setdefault(part, where)
+    if closed_set:
+        return problems
     for places in patient_parts.values():
         if len(places) > 1:
             problems.append(
                 f"one patient in {len(places)} parts: {', '.join(places.values())}; a patient's images must all be "
-                "in one part"
+                f'in one part, unless the manifest says "{CLOSED_SET_KEY}": true'
             )
     return problems
 
@@ -251,6 +269,8 @@ def _top_level_problems(content: Any) -> list[str]:
             problems.append(f"'{part}' is {_shown(content[part])}; it must be a list of entries")
     if not problems and not any(content[part] for part in PARTS):
         problems.append("all parts are empty")
+    if not isinstance(closed_set := content.get(CLOSED_SET_KEY, False), bool):
+        problems.append(f"'{CLOSED_SET_KEY}' is {_shown(closed_set)}; it must be true or false")
     classes = content.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
         problems.append(

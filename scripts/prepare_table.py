@@ -10,7 +10,6 @@ at once, and nothing is written then.
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections import Counter
@@ -20,10 +19,11 @@ from typing import Annotated, Any
 
 import pandas as pd
 import typer
+from preparation.command import DryRun, Output, Overwrite, describe, manifest_file, plain_errors
+from preparation.tables import read_table, relative_folder
 
 from monai_anon.image_store import image_problems
 from monai_anon.manifest import (
-    MANIFEST_NAME,
     PARTS,
     Manifest,
     ManifestError,
@@ -67,22 +67,6 @@ class Columns:
         ]
         clashes = [name for name in self.keep if name in RESERVED and name != getattr(self, name)]
         return missing + [f"--keep-columns: '{name}' is a name of the manifest itself; rename it" for name in clashes]
-
-
-def read_table(path: Path) -> pd.DataFrame:
-    """A CSV file (comma, semicolon or tab) with every value as stripped text, empty where missing."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        table = pd.read_csv(path, sep=separator, dtype=str, keep_default_na=False, encoding="utf-8-sig")
-    except OSError as error:
-        raise ManifestError(f"--table {path} cannot be read: {error.strerror}") from error
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError, csv.Error) as error:
-        raise ManifestError(f"--table {path} is no CSV table in UTF-8: {error}") from error
-    if table.empty:
-        raise ManifestError(f"--table {path} has no rows")
-    return table.apply(lambda column: column.str.strip()).rename(columns=str.strip)
 
 
 def filter_rows(table: pd.DataFrame, conditions: list[str]) -> pd.DataFrame:
@@ -135,12 +119,11 @@ def name_classes(values: pd.Series, column: str, asked: list[str]) -> tuple[list
 
 
 def table_entries(
-    table: pd.DataFrame, columns: Columns, numbers: dict[str, int], images: Path, folder: Path
+    table: pd.DataFrame, columns: Columns, numbers: dict[str, int], images: Path, manifest: Path
 ) -> tuple[list[dict[str, Any]], list[str]]:
-    """One entry a row, its image path relative to the manifest's `folder`, and what is wrong with rows."""
+    """One entry a row, its image path relative to the file `manifest`, and what is wrong with rows."""
     entries, problems = [], []
-    # Both ends are resolved: ".." of a linked folder is not what its spelling says.
-    base = os.path.relpath(images.resolve(), folder.resolve())
+    base = relative_folder(images, manifest)
     for line, row in zip(table.index + 2, table.to_dict("records"), strict=True):
         image, patient = row[columns.image], row[columns.patient]
         if not image:
@@ -201,20 +184,6 @@ def parts_by_seed(
     return parts, [f"{patients} patients are too few for --fractions {shares}: {part} stays empty" for part in empty]
 
 
-def describe(parts: dict[str, list[dict[str, Any]]], classes: list[str]) -> str:
-    """A line a part: images, patients, patients with two or more images, images of each class."""
-    lines = []
-    for part, entries in parts.items():
-        images = Counter(entry["patient"] for entry in entries)
-        findings = Counter(entry["finding"] for entry in entries)
-        several = sum(count > 1 for count in images.values())
-        shares = ", ".join(f"{name} {findings[number]}" for number, name in enumerate(classes))
-        lines.append(
-            f"{part:<10} {len(entries):>6} images of {len(images)} patients ({several} with two or more): {shares}"
-        )
-    return "\n".join(lines)
-
-
 def prepare(
     table_path: Path,
     images: Path | None,
@@ -253,7 +222,7 @@ def prepare(
     used = chosen[chosen[columns.finding].map(_plain).isin(list(numbers))]
     selected = bool(classes) and not _by_number(classes, numbers)
     problems = [] if selected else label_problems(chosen, columns, numbers)
-    entries, more = table_entries(used, columns, numbers, images, output.parent)
+    entries, more = table_entries(used, columns, numbers, images, output)
     problems += more
     if columns.split and not resplit:
         parts, more = parts_from_column(entries, list(used[columns.split]), columns.split)
@@ -293,7 +262,7 @@ def main(
     table: Annotated[Path, typer.Option(help="CSV file with one row an image.")],
     patient_column: Annotated[str, typer.Option(help="Column that names the patient.")],
     finding_column: Annotated[str, typer.Option(help="Column with the finding.")],
-    output: Annotated[Path, typer.Option(help="Manifest to write: a .json file, or a folder for its manifest.json.")],
+    output: Output,
     image_column: Annotated[str, typer.Option(help="Column with the image's file name.")] = "image",
     images: Annotated[
         Path | None, typer.Option(help="Folder of the images (default: 'images' beside the table, else the table's)")
@@ -319,15 +288,13 @@ def main(
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Decode all images; refuse unusable and duplicate ones.")
     ] = True,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check and describe; write nothing.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing manifest.")] = False,
+    dry_run: DryRun = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Turn a table of labels and a folder of images into a manifest, split by patient."""
     columns = Columns(image_column, patient_column, finding_column, split_column, tuple(_listed(keep_columns)))
-    output = output if output.suffix == ".json" else output / MANIFEST_NAME
-    try:
-        if output.exists() and not (overwrite or dry_run):
-            raise ManifestError(f"{output} exists already; use --overwrite to replace it")
+    with plain_errors():
+        output = manifest_file(output, may_exist=overwrite or dry_run)
         try:
             shares = tuple(float(share) for share in fractions.split(","))
         except ValueError as error:
@@ -343,9 +310,6 @@ def main(
             return
         save_manifest(manifest.path, manifest.parts, manifest.classes, overwrite=overwrite)
         typer.echo(f"wrote {output}")
-    except (ValueError, OSError) as error:
-        typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
 
 
 if __name__ == "__main__":

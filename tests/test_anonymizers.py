@@ -216,6 +216,18 @@ def test_the_model_file_holds_the_networks_and_nothing_else(files):
     assert file.path.stat().st_size < 2 * sum(tensor.numel() * 4 for tensor in state.values()) + 2**16
 
 
+def test_the_model_file_leaves_out_the_classifier_that_has_a_row_for_each_patient(files, tmp_path):
+    _, file = files
+    save_weights(tiny_disentangler(patients=7).state_dict(), tmp_path / "disentangler.pt")
+    state = torch.load(file.write(), weights_only=True)
+    assert not [name for name in state if "identity_classifier" in name]
+    assert not [name for name, tensor in state.items() if 7 in tensor.shape]
+    fresh = LatentSwapAnonymizer(
+        tiny_disentangler(), IdentityVAE(LATENT_SIZES[0], IDENTITY_NOISE, 16), tiny_channel(fitted=False)
+    )
+    fresh.load_state_dict(state)  # all that is needed to anonymise
+
+
 def test_a_missing_stage_is_named(files, tmp_path):
     _, file = files
     (tmp_path / "identity_vae.pt").unlink()

@@ -245,11 +245,11 @@ def test_components_are_charged_to_the_part_of_their_module():
 def test_the_renderer_runs_on_as_many_threads_as_it_is_measured_with(monkeypatch):
     from benchmarks import render
 
-    from monai_anon.phantoms import chest, chest_render
+    from monai_anon.phantoms import chest, rendering
 
-    asked, pool, cores = [], chest_render.ThreadPoolExecutor, os.cpu_count()
+    asked, pool, cores = [], rendering.ThreadPoolExecutor, os.cpu_count()
     monkeypatch.setattr(
-        chest_render, "ThreadPoolExecutor", lambda max_workers: asked.append(max_workers) or pool(max_workers)
+        rendering, "ThreadPoolExecutor", lambda max_workers: asked.append(max_workers) or pool(max_workers)
     )
     factors = chest.sample_factors(0, (4, 4, 4), (2, 2, 2))
     for count in (1, 3):

@@ -326,7 +326,15 @@ def test_network_definitions_are_the_same_wherever_they_are_repeated() -> None:
     assert all(network == networks[0] for network in networks)
     assert stage_2["identity_vae"] == evaluate["network_def"]["identity_vae"]
     assert evaluate["network_def"] == inference["network_def"]
-    for name in ("bundle_root", "image_size", "channels", "num_classes", "latent_sizes"):
+    for name in (
+        "bundle_root",
+        "image_size",
+        "channels",
+        "num_classes",
+        "latent_sizes",
+        "encoder_widths",
+        "decoder_widths",
+    ):
         assert all(other[name] == train[name] for other in (stage_2, evaluate, inference)), name
 
 

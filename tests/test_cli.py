@@ -104,6 +104,7 @@ def test_phantom_chest_replaces_nothing_unless_asked(cohort: Path, tmp_path: Pat
         (("--images", "10,10,10", "--patients", "9,3,3"), "training: 10 images of 9 patients cannot be made"),
         (("--size", "8"), "size"),
         (("--difficulty", "2"), "difficulty is 2"),
+        (("--protocol", "closed"), "protocol 'closed': chest phantoms have disjoint"),
     ],
 )
 def test_phantom_chest_refuses_settings_in_one_line(tmp_path: Path, options: tuple[str, ...], message: str) -> None:
@@ -112,6 +113,19 @@ def test_phantom_chest_refuses_settings_in_one_line(tmp_path: Path, options: tup
         assert result.exit_code == 2
         assert message in result.stderr and result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_phantom_iris_is_a_closed_set_unless_people_are_to_be_apart(tmp_path: Path) -> None:
+    words = ("phantom", "iris", tmp_path / "iris", "--images", "9,3,3", "--patients", "3", "--size", "32")
+    closed, disjoint = call(*words), call(*words, "--protocol", "disjoint", "--overwrite")
+    assert "15 images (32 x 32) of the same 3 patients, as (9, 3, 3) of (3, 3, 3)" in closed.stdout
+    assert "15 images (32 x 32) of 9 patients, as (9, 3, 3) of (3, 3, 3)" in disjoint.stdout
+    assert load_manifest(tmp_path / "iris").extra["phantom"]["protocol"] == "disjoint"
+
+
+def test_an_unknown_phantom_is_refused_with_those_that_exist(tmp_path: Path) -> None:
+    result = call("phantom", "cheste", tmp_path / "c")
+    assert result.exit_code == 2 and "generated cohort 'cheste'; known are chest" in result.stderr
 
 
 def test_sizes_left_out_keep_the_papers_proportions() -> None:

@@ -216,7 +216,8 @@ def test_untouched_images_are_realistic_and_a_constant_is_not(scene):
     for name in ("precision", "recall", "coverage"):
         assert none[name].value > 0.5
     assert constant["recall"].value == 0 and constant["coverage"].value < 0.2
-    assert all(row.ci_low <= row.value <= row.ci_high for row in [*none.values(), *constant.values()])
+    least = 1e-9  # a constant's interval is one point, give or take the last digit
+    assert all(row.ci_low - least <= row.value <= row.ci_high + least for row in [*none.values(), *constant.values()])
     assert none["kid"].ci_low < 0.05  # the test patients are like the training patients
 
 

@@ -82,7 +82,32 @@ def test_a_patient_in_two_parts_is_refused_by_images_not_by_name(tmp_path, conte
     content["test"][1]["patient"] = "training-0"
     message = problems_of(tmp_path, content)
     assert "one patient in 2 parts: training[0] training0.png, test[1] test1.png" in message
+    assert '"closed_set": true' in message
     assert "training-0" not in message
+
+
+def test_a_closed_set_shares_patients_where_it_says_so_and_nothing_else(tmp_path, content):
+    assert not load_manifest(write(tmp_path, content)).closed_set
+    content["test"][1]["patient"] = content["training"][0]["patient"]
+    assert "one patient in 2 parts" in problems_of(tmp_path, {**content, "closed_set": False})
+    manifest = load_manifest(write(tmp_path, {**content, "closed_set": True}))
+    assert manifest.closed_set and manifest.extra == {"closed_set": True}
+    content["test"][1]["image"] = content["training"][0]["image"]
+    assert "the same image as training[0]" in problems_of(tmp_path, {**content, "closed_set": True})
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_a_closed_set_is_true_or_false_and_nothing_like_it(tmp_path, content, value):
+    assert "'closed_set' is" in problems_of(tmp_path, {**content, "closed_set": value})
+
+
+def test_a_closed_set_is_saved_as_one_only_where_asked(tmp_path, content):
+    content["test"][0]["patient"] = content["training"][0]["patient"]
+    parts = {part: content[part] for part in PARTS}
+    for extra in ({}, {"closed_set": False}):
+        with pytest.raises(ManifestError, match="one patient in 2 parts"):
+            save_manifest(tmp_path, parts, content["classes"], extra=extra)
+    assert load_manifest(save_manifest(tmp_path, parts, content["classes"], extra={"closed_set": True})).closed_set
 
 
 @pytest.mark.parametrize(

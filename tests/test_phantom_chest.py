@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from monai_anon.manifest import load_manifest, save_manifest
-from monai_anon.phantoms import chest, chest_render, counter
+from monai_anon.phantoms import chest, chest_render, counter, rendering
 from monai_anon.phantoms.chest import ensure_cohort, render, sample_factors, write_cohort
 from monai_anon.phantoms.chest_shapes import Frame
 
@@ -107,9 +107,9 @@ def test_impossible_cohorts_are_refused(change, message):
 
 def test_a_row_is_the_same_whatever_surrounds_it(factors, monkeypatch):
     whole = render(factors, 64)
-    monkeypatch.setattr(chest_render, "_CHUNK_PIXELS", 3 * 64 * 64)
+    monkeypatch.setattr(rendering, "_CHUNK_PIXELS", 3 * 64 * 64)
     assert np.array_equal(whole, render(factors, 64))
-    monkeypatch.setattr(chest_render.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(rendering.os, "cpu_count", lambda: 1)
     assert np.array_equal(whole[::-1], render(factors.iloc[::-1], 64))
     assert np.array_equal(whole[7:8], render(factors.iloc[7:8], 64))
 

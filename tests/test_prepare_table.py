@@ -1,31 +1,17 @@
 """Any table of images, patients and findings becomes a manifest, or is refused with all reasons."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 import pytest
-import typer
 from PIL import Image
 from typer.testing import CliRunner
 
 from monai_anon.manifest import PARTS, load_manifest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "prepare_table.py"
 
-
-@pytest.fixture(scope="module")
-def command():
-    spec = importlib.util.spec_from_file_location("prepare_table", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["prepare_table"] = module  # typer resolves the options' types through it
-    spec.loader.exec_module(module)
-    app = typer.Typer()
-    app.command()(module.main)
-    yield app
-    del sys.modules["prepare_table"]
+@pytest.fixture
+def command(script):
+    return script("prepare_table")
 
 
 @pytest.fixture

@@ -19,13 +19,21 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from monai_anon.manifest import PARTS
-from monai_anon.phantoms import counter
+from monai_anon.phantoms.cohort_tables import (
+    KEY_TEXTURE,
+    Columns,
+    Keys,
+    cohort_table,
+    identity_columns,
+    least_severity,
+    medical_columns,
+    residual_columns,
+    seeds,
+)
 
 CLASSES = ("absent", "effusion")
 SIDES = {-1: "right", 0: "none", 1: "left"}
 MIN_IMAGES, MAX_IMAGES = 2, 11
-MIN_SEVERITY = 0.25
 
 # Mean and standard deviation of what is drawn once per patient, clipped at 2.2 standard deviations.
 IDENTITY: dict[str, tuple[float, float]] = {
@@ -82,84 +90,15 @@ RESIDUAL: dict[str, float] = {
 }
 NOISE_RANGE = (0.004, 0.012)
 
-# The keys under which a seed's random numbers are told apart; a new kind of draw gets a new key, so that the old ones
-# stay as they are.
-_KEY_IDENTITY, _KEY_VESSELS, _KEY_COUNT, _KEY_FINDING, _KEY_SEVERITY, _KEY_RESIDUAL, _KEY_NOISE = range(1, 8)
-# Decimals that are kept of a factor: a table read back from its CSV file gives the same pixels.
-_DECIMALS = 6
 
-
-def images_per_patient(
-    keys: tuple[int, int], images: int, patients: int, least: int = MIN_IMAGES, most: int = MAX_IMAGES
-) -> np.ndarray:
-    """How many images each patient has, with a heavy tail, adding up to `images`: int64 (patients,).
-
-    Args:
-        keys: seed and part.
-        least, most: images a patient can have.
-
-    Raises:
-        ValueError: no such counts exist.
-    """
-    if not least * patients <= images <= most * patients:
-        raise ValueError(
-            f"{PARTS[keys[1]]}: {images} images of {patients} patients cannot be made with {least} to {most} images a "
-            f"patient; {patients} patients have {least * patients} to {most * patients}"
-        )
-    extra, most = images - least * patients, most - least
-    weight = (counter.uniform(*keys, _KEY_COUNT, np.arange(patients)) + 0.04) ** -0.9
-    low, high = 0.0, float(most)
-    for _ in range(60):
-        middle = (low + high) / 2
-        if np.minimum(np.floor(weight * middle), most).sum() <= extra:
-            low = middle
-        else:
-            high = middle
-    counts = np.minimum(np.floor(weight * low), most).astype(np.int64)
-    while (missing := extra - int(counts.sum())) > 0:
-        open_to_more = np.flatnonzero(counts < most)
-        order = np.argsort(-(weight * low - counts)[open_to_more], kind="stable")
-        counts[open_to_more[order[:missing]]] += 1
-    return counts + least
-
-
-def _identity_columns(keys: tuple[int, int], patients: int, difficulty: float) -> dict[str, np.ndarray]:
+def _identity_columns(keys: Keys, patients: int, difficulty: float) -> Columns:
     """Identity factors of the patients of a part, each (patients,)."""
     patient = np.arange(patients)
     spread = 1 - 0.5 * difficulty
-    columns = {}
-    for index, (name, (mean, deviation)) in enumerate(IDENTITY.items()):
-        columns[name] = mean + spread * deviation * counter.normal(*keys, _KEY_IDENTITY, patient, index)
+    columns = identity_columns(keys, patient, IDENTITY, spread)
     columns["id_breast"] = np.maximum(columns["id_breast"], 0)
     columns["id_vessel_spread"] = np.full(patients, spread)
-    columns["id_vessel_seed"] = (counter.random_bits(*keys, _KEY_VESSELS, patient) >> np.uint64(11)).astype(np.int64)
-    return columns
-
-
-def _medical_columns(keys: tuple[int, int], images: int, difficulty: float) -> dict[str, np.ndarray]:
-    """Medical factors of the images of a part, each (images,): half with effusion, half of these on either side."""
-    rank = np.empty(images, dtype=np.int64)
-    rank[np.argsort(counter.random_bits(*keys, _KEY_FINDING, np.arange(images)), kind="stable")] = np.arange(images)
-    present = (rank < images // 2).astype(np.int64)
-    least = MIN_SEVERITY * (1 - 0.8 * difficulty)
-    severity = least + (1 - least) * counter.uniform(*keys, _KEY_SEVERITY, np.arange(images))
-    return {"med_present": present, "med_side": present * (1 - 2 * (rank % 2)), "med_severity": present * severity}
-
-
-def _residual_columns(keys: tuple[int, int], images: int, difficulty: float) -> dict[str, np.ndarray]:
-    """Residual factors of the images of a part, each (images,)."""
-    image = np.arange(images)
-    columns = {}
-    for index, (name, half_range) in enumerate(RESIDUAL.items()):
-        swing = half_range * (1 + 0.6 * difficulty) * (2 * counter.uniform(*keys, _KEY_RESIDUAL, image, index) - 1)
-        columns[name] = swing
-    columns["res_zoom"] += 1
-    columns["res_gain"] += 1
-    columns["res_gamma"] = np.exp(columns["res_gamma"])
-    low, high = NOISE_RANGE
-    share = counter.uniform(*keys, _KEY_RESIDUAL, image, len(RESIDUAL))
-    columns["res_noise"] = (low + (high - low) * share) * (1 + 2 * difficulty)
-    columns["res_noise_seed"] = (counter.random_bits(*keys, _KEY_NOISE, image) >> np.uint64(11)).astype(np.int64)
+    columns["id_vessel_seed"] = seeds(*keys, KEY_TEXTURE, patient)
     return columns
 
 
@@ -183,23 +122,13 @@ def sample_factors(
     Raises:
         ValueError: counts that cannot be met, or a difficulty out of range.
     """
-    if not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty is {difficulty}; it must lie in [0, 1]")
-    if len(images) != len(PARTS) or len(patients) != len(PARTS):
-        raise ValueError(f"images {images} and patients {patients} must give three numbers each: {', '.join(PARTS)}")
-    tables, first = [], 0
-    for part, name in enumerate(PARTS):
-        keys = (int(seed) % 2**64, part)
-        of_image = np.repeat(np.arange(patients[part]), images_per_patient(keys, images[part], patients[part]))
-        within = np.arange(images[part]) - np.searchsorted(of_image, of_image)
-        patient = [f"p{first + index + 1:05d}" for index in of_image]
-        columns: dict[str, object] = {"part": name, "patient": patient}
-        columns["image"] = [f"images/{who}_{index + 1:02d}.png" for who, index in zip(patient, within, strict=True)]
-        medical = _medical_columns(keys, images[part], difficulty)
-        columns["finding"] = medical["med_present"]
-        identity = _identity_columns(keys, patients[part], difficulty)
-        columns |= {column: values[of_image] for column, values in identity.items()}
-        columns |= medical | _residual_columns(keys, images[part], difficulty)
-        tables.append(pd.DataFrame(columns))
-        first += patients[part]
-    return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True).round(_DECIMALS)
+    least = least_severity(difficulty)
+
+    def captures(keys: Keys, images: int) -> Columns:
+        medical = medical_columns(keys, images, 0.5, least)
+        return medical | residual_columns(keys, images, RESIDUAL, NOISE_RANGE, difficulty)
+
+    def identity(keys: Keys, people: np.ndarray) -> Columns:
+        return _identity_columns(keys, len(people), difficulty)
+
+    return cohort_table(seed, images, patients, (MIN_IMAGES, MAX_IMAGES), identity, captures)

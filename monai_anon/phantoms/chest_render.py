@@ -7,30 +7,20 @@ is the same on every machine; the one power (gamma) is taken in double precision
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
-from monai_anon.phantoms import counter
 from monai_anon.phantoms.chest_factors import IDENTITY, RESIDUAL
-from monai_anon.phantoms.chest_shapes import Frame, Rows, bump, draw_vessels, edge, smooth, soft_minimum
+from monai_anon.phantoms.chest_shapes import Frame, draw_vessels
+from monai_anon.phantoms.rendering import as_gray, film_curve, render_rows, with_noise
+from monai_anon.phantoms.shapes import Rows, bump, edge, smooth, soft_minimum
 
-MIN_SIZE, MAX_SIZE = 32, 512
 COLUMNS = (
     *IDENTITY, "id_vessel_spread", "id_vessel_seed", "med_present", "med_side", "med_severity",
     *RESIDUAL, "res_noise", "res_noise_seed",
 )  # fmt: skip
-# Pixels that are worked on at once: small enough for the arrays of a chunk to stay in a core's cache.
-_CHUNK_PIXELS = 2**16
-
-
-def check_size(size: int) -> None:
-    """Raise ValueError unless `size` is a side that images can have."""
-    if not MIN_SIZE <= size <= MAX_SIZE:
-        raise ValueError(f"size is {size}; it must lie between {MIN_SIZE} and {MAX_SIZE} pixels")
 
 
 def _body(f: Frame) -> np.ndarray:
@@ -202,22 +192,10 @@ def _attenuation(f: Frame, rows: Rows) -> np.ndarray:
     return tissue + (soft + bones) * smooth(body * 5) + _vessels(f, rows) * aired
 
 
-def _expose(f: Frame, attenuation: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """Film curve with a toe and a shoulder instead of clipping, then noise that grows with attenuation."""
-    shown = (attenuation - f["res_offset"]) * (f["res_gain"] / np.float32(1.4))
-    toe, knee = np.float32(0.06), np.float32(0.72)
-    shown = np.where(shown < toe, toe * toe / (2 * toe - np.minimum(shown, toe)), shown)
-    over = np.maximum(shown - knee, 0) / (1 - knee)
-    shown = np.minimum(shown, knee) + (1 - knee) * over / (1 + over)
-    shown = np.power(shown.astype(np.float64), f["res_gamma"].astype(np.float64)).astype(np.float32)
-    noise = counter.pixel_noise(seeds, shown.shape[1] * shown.shape[2]).reshape(shown.shape)
-    return shown + noise * f["res_noise"] * (np.float32(0.5) + shown)
-
-
 def _render_chunk(rows: Rows, size: int) -> np.ndarray:
-    frame = Frame(rows, size)
-    shown = _expose(frame, _attenuation(frame, rows), rows["res_noise_seed"])
-    return (np.clip(shown, 0, 1) * 255 + np.float32(0.5)).astype(np.uint8)
+    f = Frame(rows, size)
+    shown = film_curve((_attenuation(f, rows) - f["res_offset"]) * (f["res_gain"] / np.float32(1.4)), f)
+    return as_gray(with_noise(shown, f, rows["res_noise_seed"]))
 
 
 def render(factors: pd.DataFrame, size: int = 64, progress: Callable[[int, int], None] | None = None) -> np.ndarray:
@@ -231,25 +209,4 @@ def render(factors: pd.DataFrame, size: int = 64, progress: Callable[[int, int],
     Raises:
         ValueError: a size out of range, missing columns, or factors that are not finite.
     """
-    check_size(size)
-    missing = [name for name in COLUMNS if name not in factors]
-    if missing:
-        raise ValueError(f"factors have no column {', '.join(missing)}; start from the table of sample_factors")
-    table = {name: factors[name].to_numpy(dtype=np.float64) for name in COLUMNS}
-    for name, values in table.items():
-        if not np.isfinite(values).all():
-            raise ValueError(f"factors: {name} of row {int(np.argmin(np.isfinite(values)))} is not finite")
-    images = np.empty((len(factors), size, size), dtype=np.uint8)
-    step = max(1, _CHUNK_PIXELS // size**2)
-    starts = range(0, len(factors), step)
-
-    def work(start: int) -> int:
-        rows = {name: values[start : start + step] for name, values in table.items()}
-        images[start : start + step] = _render_chunk(rows, size)
-        return min(start + step, len(factors))
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for done in pool.map(work, starts):
-            if progress is not None:
-                progress(done, len(factors))
-    return images
+    return render_rows(factors, COLUMNS, size, _render_chunk, progress)

@@ -1,4 +1,4 @@
-"""Building blocks of the chest phantom's shapes: the frame of the body, anti-aliased edges, fillets, vessels.
+"""Building blocks of the chest phantom's shapes: the frame of the body, vessels.
 
 Everything is float32 sums, products, quotients and square roots, whose result is the same on every machine.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from monai_anon.phantoms import counter
-
-Rows = dict[str, np.ndarray]
+from monai_anon.phantoms.shapes import PosedFrame, Rows
 
 # Share of the spine's bend that lungs, ribs and vessels follow.
 HANG = 0.6
@@ -17,50 +16,16 @@ HANG = 0.6
 SEGMENTS = 14
 
 
-def smooth(value: np.ndarray) -> np.ndarray:
-    """Cubic step from 0 at value <= 0 to 1 at value >= 1."""
-    value = np.clip(value, 0, 1)
-    return value * value * (3 - 2 * value)
-
-
-def edge(distance: np.ndarray, width: float) -> np.ndarray:
-    """Anti-aliased inside of a shape, 0 to 1, from the distance to its edge (positive inside)."""
-    return smooth(distance * np.float32(0.5 / width) + np.float32(0.5))
-
-
-def bump(value: np.ndarray) -> np.ndarray:
-    """(1 - value^2)^2 within +-1, 0 elsewhere."""
-    inside = np.maximum(1 - value * value, 0)
-    return inside * inside
-
-
-def soft_minimum(one: np.ndarray, other: np.ndarray, radius: float) -> np.ndarray:
-    """Minimum of two distances, with a fillet where they cross."""
-    blend = np.maximum(np.float32(radius) - np.abs(one - other), 0)
-    return np.minimum(one, other) - blend * blend * np.float32(0.25 / radius)
-
-
-class Frame:
+class Frame(PosedFrame):
     """Body coordinates of the pixels of a chunk, and the factors of its rows as (n, 1, 1) float32."""
 
     def __init__(self, rows: Rows, size: int) -> None:
-        self.rows = {name: values.astype(np.float32)[:, None, None] for name, values in rows.items()}
-        self.pixel = 2 / size
-        centre = ((2 * np.arange(size) + 1) / size - 1).astype(np.float32)
-        angle = rows["res_rotation"].astype(np.float64)[:, None, None]
-        self.cosine, self.sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        across = (centre[None, None, :] - self["res_shift_x"]) / self["res_zoom"]
-        down = (centre[None, :, None] - self["res_shift_y"]) / self["res_zoom"]
-        self.x = self.cosine * across + self.sine * down
-        self.y = self.cosine * down - self.sine * across
+        super().__init__(rows, size)
         # The spine bends, and what hangs on it follows part of the way.
         self.spine = self["id_spine_tilt"] * self.y + self["id_spine_bow"] * (self.y * self.y - np.float32(0.3))
         self.lateral = self.x - np.float32(HANG) * self.spine
         self.is_left = self.lateral > 0
         self.out = np.abs(self.lateral)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.rows[name]
 
     def to_pixels(self, lateral: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Column and row, in pixels, of points of the body: (n, k) and (n, k) in, and out."""
@@ -78,10 +43,6 @@ class Frame:
     def sided(self, name: str) -> np.ndarray:
         """A factor that each side has its own of, by pixel: (n, size, size)."""
         return np.where(self.is_left, self[f"{name}_left"], self[f"{name}_right"])
-
-    def width(self, least: float) -> float:
-        """Width of an edge that is `least` wide in the body and never thinner than the pixels can show."""
-        return float(np.hypot(least, 0.9 * self.pixel))
 
 
 def _vessel_tree(rows: Rows, side: int) -> np.ndarray:

@@ -11,7 +11,7 @@ towards the right of the picture, y downwards. Tones are shares in [0, 1] along 
 | `res_` | residual: pose, gaze, light, exposure, background, clothes, noise | per image |
 
 `med_present` is 0 or 1; `med_severity` is how broad, curved and open the smile is, 0 where there is none. A smile
-has no side.
+has no side. `res_background` is 1 in all images of a cohort with backgrounds, 0 where gray is behind the person.
 """
 
 from __future__ import annotations
@@ -19,15 +19,30 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from monai_anon.manifest import PARTS
 from monai_anon.phantoms import counter
-from monai_anon.phantoms.chest_factors import images_per_patient
+from monai_anon.phantoms.cohort_tables import (
+    KEY_IDENTITY,
+    KEY_NOISE,
+    KEY_RESIDUAL,
+    KEY_TEXTURE,
+    Columns,
+    Keys,
+    cohort_table,
+    identity_columns,
+    least_severity,
+    medical_columns,
+    residual_columns,
+    seeds,
+)
+from monai_anon.phantoms.kinds import Protocol
 
 CLASSES = ("neutral", "smiling")
-MIN_IMAGES, MAX_IMAGES = 2, 30
-MIN_SEVERITY = 0.25
-# Share of the images with a smile, as in the paper's subset of CelebAMask-HQ.
+# Sizes of training, validation and test in the paper's tables, and the share of images with a smile. The paper takes
+# out what is behind a person with the masks of CelebAMask-HQ.
+IMAGES, PATIENTS = (8210, 268, 371), (600, 20, 30)
+PROTOCOLS = {"masked": Protocol(IMAGES, PATIENTS), "scenes": Protocol(IMAGES, PATIENTS)}
 PREVALENCE = 0.57
+MIN_IMAGES, MAX_IMAGES = 2, 30
 
 # Mean and standard deviation of what is drawn once per person, clipped at 2.2 standard deviations.
 IDENTITY: dict[str, tuple[float, float]] = {
@@ -71,7 +86,7 @@ IDENTITY_SHARES = (
     "id_hair_curl", "id_fringe", "id_bangs", "id_iris_tone", "id_lip_tone", "id_freckles", "id_moles",
 )  # fmt: skip
 
-# Half the range of what is drawn per image, uniformly about zero (about one for zoom and exposure).
+# Half the range of what is drawn per image, uniformly about zero (about one for zoom and gain).
 RESIDUAL: dict[str, float] = {
     "res_shift_x": 0.06,
     "res_shift_y": 0.05,
@@ -86,7 +101,7 @@ RESIDUAL: dict[str, float] = {
     "res_light_y": 0.35,
     "res_contrast": 0.10,
     "res_temperature": 0.13,
-    "res_exposure": 0.24,
+    "res_gain": 0.24,
 }
 # What is drawn uniformly in (0, 1) per image.
 RESIDUAL_SHARES = ("res_clothes_red", "res_clothes_green", "res_clothes_blue")
@@ -96,31 +111,13 @@ BACKGROUND = (
 )  # fmt: skip
 NOISE_RANGE = (0.004, 0.014)
 
-SEEDS = ("id_skin_seed", "id_hair_seed", "res_background_seed", "res_noise_seed")
 
-# The keys under which a seed's random numbers are told apart; a new kind of draw gets a new key, so that the old ones
-# stay as they are. 3 is the key of the numbers of images, shared with the chest phantom.
-_KEY_IDENTITY, _KEY_SHARES, _, _KEY_FINDING, _KEY_SEVERITY, _KEY_RESIDUAL, _KEY_RESIDUAL_SHARES, _KEY_SEEDS = range(
-    1, 9
-)
-# Decimals that are kept of a factor: a table read back from its CSV file gives the same pixels.
-_DECIMALS = 6
-
-
-def _seed_column(keys: tuple[int, int], index: np.ndarray, name: str) -> np.ndarray:
-    """Seeds of 53 bits, which a table can hold: int64, one for each index."""
-    return (counter.random_bits(*keys, _KEY_SEEDS, index, SEEDS.index(name)) >> np.uint64(11)).astype(np.int64)
-
-
-def _identity_columns(keys: tuple[int, int], patients: int, difficulty: float) -> dict[str, np.ndarray]:
-    """Identity factors of the people of a part, each (patients,)."""
-    person = np.arange(patients)
+def _identity_columns(keys: Keys, people: np.ndarray, difficulty: float) -> Columns:
+    """Identity factors of people, each (people,)."""
     spread = 1 - 0.5 * difficulty
-    columns = {}
-    for index, (name, (mean, deviation)) in enumerate(IDENTITY.items()):
-        columns[name] = mean + spread * deviation * counter.normal(*keys, _KEY_IDENTITY, person, index)
-    for index, name in enumerate(IDENTITY_SHARES):
-        columns[name] = 0.5 + spread * (counter.uniform(*keys, _KEY_SHARES, person, index) - 0.5)
+    columns = identity_columns(keys, people, IDENTITY, spread)
+    for index, name in enumerate(IDENTITY_SHARES, start=len(IDENTITY)):
+        columns[name] = 0.5 + spread * (counter.uniform(*keys, KEY_IDENTITY, people, index) - 0.5)
     # Few people are red-haired, gray, freckled or have a full fringe; dark skin comes with dark hair and eyes, and no
     # beard under long hair, so that people look likely.
     dark = np.square(columns["id_skin_tone"])
@@ -131,79 +128,65 @@ def _identity_columns(keys: tuple[int, int], patients: int, difficulty: float) -
     columns["id_beard"] = np.clip(columns["id_beard"], 0, 0.9) * (columns["id_hair_length"] < 0.5)
     for name in ("id_jaw_square", "id_widows_peak", "id_lid", "id_cheekbone"):
         columns[name] = np.maximum(columns[name], 0)
-    return columns | {name: _seed_column(keys, person, name) for name in SEEDS if name.startswith("id_")}
+    columns["id_skin_seed"] = seeds(*keys, KEY_TEXTURE, people, 0)
+    columns["id_hair_seed"] = seeds(*keys, KEY_TEXTURE, people, 1)
+    return columns
 
 
-def _medical_columns(keys: tuple[int, int], images: int, difficulty: float) -> dict[str, np.ndarray]:
-    """Medical factors of the images of a part, each (images,): `PREVALENCE` of them smile."""
-    rank = np.empty(images, dtype=np.int64)
-    rank[np.argsort(counter.random_bits(*keys, _KEY_FINDING, np.arange(images)), kind="stable")] = np.arange(images)
-    present = (rank < round(PREVALENCE * images)).astype(np.int64)
-    least = MIN_SEVERITY * (1 - 0.8 * difficulty)
-    severity = least + (1 - least) * counter.uniform(*keys, _KEY_SEVERITY, np.arange(images))
-    return {"med_present": present, "med_severity": present * severity}
+def _medical_columns(keys: Keys, images: int, difficulty: float) -> Columns:
+    """Medical factors of the images of a part, each (images,)."""
+    columns = medical_columns(keys, images, PREVALENCE, least_severity(difficulty))
+    del columns["med_side"]
+    return columns
 
 
-def _residual_columns(keys: tuple[int, int], images: int, difficulty: float, background: bool) -> dict[str, np.ndarray]:
+def _residual_columns(keys: Keys, images: int, difficulty: float, scenes: bool) -> Columns:
     """Residual factors of the images of a part, each (images,)."""
     image = np.arange(images)
-    columns = {}
-    for index, (name, half_range) in enumerate(RESIDUAL.items()):
-        swing = half_range * (1 + 0.6 * difficulty) * (2 * counter.uniform(*keys, _KEY_RESIDUAL, image, index) - 1)
-        columns[name] = swing
-    columns["res_zoom"] += 1
-    columns["res_exposure"] = np.exp(columns["res_exposure"])
+    columns = residual_columns(keys, images, RESIDUAL, NOISE_RANGE, difficulty)
     # The light comes from above more often than not.
     columns["res_light_y"] -= 0.45
-    low, high = NOISE_RANGE
-    share = counter.uniform(*keys, _KEY_RESIDUAL, image, len(RESIDUAL))
-    columns["res_noise"] = (low + (high - low) * share) * (1 + 2 * difficulty)
-    for index, name in enumerate((*RESIDUAL_SHARES, *BACKGROUND)):
-        columns[name] = counter.uniform(*keys, _KEY_RESIDUAL_SHARES, image, index)
-    if not background:
+    for index, name in enumerate((*RESIDUAL_SHARES, *BACKGROUND), start=len(RESIDUAL) + 1):
+        columns[name] = counter.uniform(*keys, KEY_RESIDUAL, image, index)
+    if not scenes:
         # What cannot be seen is the same in every image, so that nobody asks for it.
         columns |= {name: np.full(images, 0.5) for name in BACKGROUND}
-    return columns | {name: _seed_column(keys, image, name) for name in SEEDS if name.startswith("res_")}
+    columns["res_background"] = np.full(images, int(scenes))
+    columns["res_background_seed"] = seeds(*keys, KEY_NOISE, image, 1)
+    return columns
 
 
 def sample_factors(
     seed: int,
-    images: tuple[int, int, int] = (8210, 268, 371),
-    patients: tuple[int, int, int] = (600, 20, 30),
+    images: tuple[int, int, int] = IMAGES,
+    patients: tuple[int, int, int] = PATIENTS,
     difficulty: float = 0.0,
-    background: bool = True,
+    protocol: str = "masked",
 ) -> pd.DataFrame:
     """Draw a cohort: one row an image, with `part`, `patient`, `image` (a path), `finding` and every factor.
 
-    People are disjoint between parts; 57 % of a part's images smile, to the nearest image.
+    People are disjoint between parts. In every part 57 % of the images smile, rounded down, whoever is on them.
 
     Args:
         seed: any integer; the same seed gives the same table everywhere.
         images, patients: of training, validation and test; 2 to 30 images a person.
         difficulty: 0 to 1. At 1 people differ half as much, the ranges of pose and light are 1.6 times as wide, noise
             is three times as strong and the least severity is .05 instead of .25; in between, linearly.
-        background: False for a table whose images are drawn without: the background's factors are then constant.
+        protocol: "masked": mid-gray behind the person, and the background's factors are constant; "scenes": the same
+            images with backgrounds.
 
     Raises:
-        ValueError: counts that cannot be met, or a difficulty out of range.
+        ValueError: counts that cannot be met, a difficulty out of range, or an unknown protocol.
     """
-    if not 0 <= difficulty <= 1:
-        raise ValueError(f"difficulty is {difficulty}; it must lie in [0, 1]")
-    if len(images) != len(PARTS) or len(patients) != len(PARTS):
-        raise ValueError(f"images {images} and patients {patients} must give three numbers each: {', '.join(PARTS)}")
-    tables, first = [], 0
-    for part, part_name in enumerate(PARTS):
-        keys = (int(seed) % 2**64, part)
-        counts = images_per_patient(keys, images[part], patients[part], MIN_IMAGES, MAX_IMAGES)
-        of_image = np.repeat(np.arange(patients[part]), counts)
-        within = np.arange(images[part]) - np.searchsorted(of_image, of_image)
-        person = [f"p{first + index + 1:05d}" for index in of_image]
-        columns: dict[str, object] = {"part": part_name, "patient": person}
-        columns["image"] = [f"images/{who}_{index + 1:02d}.png" for who, index in zip(person, within, strict=True)]
-        medical = _medical_columns(keys, images[part], difficulty)
-        identity = _identity_columns(keys, patients[part], difficulty)
-        columns |= {"finding": medical["med_present"]} | {name: values[of_image] for name, values in identity.items()}
-        columns |= medical | _residual_columns(keys, images[part], difficulty, background)
-        tables.append(pd.DataFrame(columns))
-        first += patients[part]
-    return pd.concat([table for table in tables if len(table)] or tables, ignore_index=True).round(_DECIMALS)
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol {protocol!r}; it must be one of {', '.join(PROTOCOLS)}")
+    least_severity(difficulty)
+
+    def captures(keys: Keys, images: int) -> Columns:
+        medical = _medical_columns(keys, images, difficulty)
+        return medical | _residual_columns(keys, images, difficulty, protocol == "scenes")
+
+    def identity(keys: Keys, people: np.ndarray) -> Columns:
+        return _identity_columns((keys[0], 0), people, difficulty)
+
+    return cohort_table(seed, images, patients, (MIN_IMAGES, MAX_IMAGES), identity, captures)

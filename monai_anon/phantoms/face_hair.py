@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from monai_anon.phantoms.chest_shapes import Rows, bump, edge, smooth
 from monai_anon.phantoms.face_colours import GRAY_HAIR, HAIR, RED_HAIR, Canvas, light, mixed, on_scale
 from monai_anon.phantoms.face_relief import lamp, shaded
 from monai_anon.phantoms.face_shapes import MIDDLE, Head, Pattern
+from monai_anon.phantoms.shapes import Rows, bump, edge, smooth
 
 
 def hair_colour(rows: Rows) -> np.ndarray:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from monai_anon.phantoms import counter
-from monai_anon.phantoms.chest_shapes import Rows, bump, edge, smooth
 from monai_anon.phantoms.face_colours import IRIS, SKIN, Canvas, light, mixed, on_scale
 from monai_anon.phantoms.face_relief import Nose
 from monai_anon.phantoms.face_shapes import Head, Mouth, Pattern
+from monai_anon.phantoms.shapes import Rows, bump, edge, smooth
 
 _MOLES = 3
 

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from monai_anon.phantoms.chest_shapes import bump, edge, smooth
 from monai_anon.phantoms.face_shapes import Head, Mouth
+from monai_anon.phantoms.shapes import bump, edge, smooth
 
 # By how much light wraps around the terminator in red, green and blue: skin lets red light through.
 _WRAP = (0.31, 0.24, 0.20)

@@ -7,18 +7,14 @@ result is the same on every machine. A smile changes the mouth, cheeks and eyes 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
 
 from monai_anon.phantoms import counter
-from monai_anon.phantoms.chest_render import check_size
-from monai_anon.phantoms.chest_shapes import Rows, edge, smooth
 from monai_anon.phantoms.face_colours import Canvas
-from monai_anon.phantoms.face_factors import BACKGROUND, IDENTITY, IDENTITY_SHARES, RESIDUAL, RESIDUAL_SHARES, SEEDS
+from monai_anon.phantoms.face_factors import BACKGROUND, IDENTITY, IDENTITY_SHARES, RESIDUAL, RESIDUAL_SHARES
 from monai_anon.phantoms.face_hair import Hair
 from monai_anon.phantoms.face_parts import (
     marked,
@@ -31,15 +27,15 @@ from monai_anon.phantoms.face_parts import (
 )
 from monai_anon.phantoms.face_relief import lamp, lit, nose_of, relief, shaded
 from monai_anon.phantoms.face_shapes import Head, Pattern, mouth_of
+from monai_anon.phantoms.rendering import render_rows
+from monai_anon.phantoms.shapes import Rows, edge, smooth
 
 COLUMNS = (
-    *IDENTITY, *IDENTITY_SHARES, "med_present", "med_severity", *RESIDUAL, *RESIDUAL_SHARES, *BACKGROUND, "res_noise",
-    *SEEDS,
+    *IDENTITY, *IDENTITY_SHARES, "id_skin_seed", "id_hair_seed", "med_present", "med_severity", *RESIDUAL,
+    *RESIDUAL_SHARES, *BACKGROUND, "res_background", "res_background_seed", "res_noise", "res_noise_seed",
 )  # fmt: skip
-# What stands where the person is not, once the background is taken out: mid-gray.
+# What stands where the person is not, in a cohort without backgrounds: mid-gray.
 BACKGROUND_LEVEL = 128
-# Pixels that are worked on at once: small enough for the arrays of a chunk to stay in a core's cache.
-_CHUNK_PIXELS = 2**15
 
 
 def _tints(head: Head, names: tuple[str, ...], saturation: float) -> np.ndarray:
@@ -50,14 +46,14 @@ def _tints(head: Head, names: tuple[str, ...], saturation: float) -> np.ndarray:
 
 
 def _background(head: Head, rows: Rows) -> np.ndarray:
-    """A wall out of focus, lighter on one side, with soft patches: (3, n, size, size)."""
+    """A wall out of focus, lighter on one side, with soft patches, black where there is none: (3, n, size, size)."""
     pattern = Pattern(rows["res_background_seed"])
     near = _tints(head, BACKGROUND[:3], 0.28)
     x, y = head.column, head.row
     fall = (head["res_background_fall"] - np.float32(0.5)) * x + np.float32(0.25) * y
     patches = pattern(x * 2 + 5, y * 2) + np.float32(0.5) * pattern(x * 5, y * 5 + 9)
     lightness = 1 - np.float32(0.7) * fall + np.float32(0.5) * head["res_background_texture"] * patches
-    return near * np.maximum(lightness, np.float32(0.1))
+    return near * np.maximum(lightness, np.float32(0.1)) * head["res_background"]
 
 
 def _paint_bust(canvas: Canvas, head: Head, hair: Hair, skin: np.ndarray) -> None:
@@ -89,11 +85,10 @@ def _paint_ears(canvas: Canvas, head: Head, skin: np.ndarray, shade: np.ndarray)
     canvas.paint(edge(np.float32(0.3) * size * level, head.width(0.012)), skin * np.float32(0.75) * shade * inner)
 
 
-def _paint(rows: Rows, size: int, background: bool) -> tuple[Canvas, Head]:
+def _paint(rows: Rows, size: int) -> tuple[Canvas, Head]:
     """The person before a background, or before nothing."""
     head = Head(rows, size)
-    picture = _background(head, rows) if background else np.zeros((3, *head.x.shape), dtype=np.float32)
-    canvas, hair, skin = Canvas(picture), Hair(head, rows), skin_of(rows)
+    canvas, hair, skin = Canvas(_background(head, rows)), Hair(head, rows), skin_of(rows)
     pattern = Pattern(rows["id_skin_seed"])
     mouth, nose = mouth_of(head), nose_of(head)
     shade, gloss = lit(head, relief(head, mouth, nose))
@@ -115,7 +110,7 @@ def _expose(head: Head, picture: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """Light (3, n, size, size) at a lamp's temperature, through a film's shoulder, as a screen shows it; with noise."""
     warm = head["res_temperature"]
     balance = np.stack([1 + warm, np.ones_like(warm), 1 - warm])
-    shown = np.maximum(picture * (head["res_exposure"] * np.float32(0.92) * balance), 0)
+    shown = np.maximum(picture * (head["res_gain"] * np.float32(0.92) * balance), 0)
     knee = np.float32(0.55)
     over = np.maximum(shown - knee, 0) / (1 - knee)
     shown = np.sqrt(np.minimum(shown, knee) + (1 - knee) * over / (1 + over))
@@ -124,70 +119,36 @@ def _expose(head: Head, picture: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     return shown + noise * head["res_noise"] * (np.float32(0.6) + np.float32(0.8) * shown)
 
 
-def _render_chunk(rows: Rows, size: int, background: bool) -> np.ndarray:
-    canvas, head = _paint(rows, size, background)
-    covered = canvas.covered
-    # Without a background the canvas holds the person's light times its share of a pixel.
-    picture = canvas.light if background else canvas.light / np.maximum(covered, np.float32(1e-3))
+def _draw(rows: Rows, size: int) -> np.ndarray:
+    """Images of a chunk: uint8 (n, size, size, 3)."""
+    canvas, head = _paint(rows, size)
+    # Before nothing, the canvas holds the person's light times its share of a pixel; before a wall all is picture.
+    share = np.maximum(canvas.covered, head["res_background"])
+    picture = canvas.light / np.maximum(share, np.float32(1e-3))
     shown = np.clip(_expose(head, picture, rows["res_noise_seed"]), 0, 1) * 255
-    if not background:
-        shown = shown * covered + BACKGROUND_LEVEL * (1 - covered)
+    shown = shown * share + BACKGROUND_LEVEL * (1 - share)
     return np.ascontiguousarray(np.moveaxis((shown + np.float32(0.5)).astype(np.uint8), 0, -1))
-
-
-def _table(factors: pd.DataFrame) -> Rows:
-    """The columns that a picture is made of, as float64 (N,), checked."""
-    if missing := [name for name in COLUMNS if name not in factors]:
-        raise ValueError(f"factors have no column {', '.join(missing)}; start from the table of sample_factors")
-    table = {name: factors[name].to_numpy(dtype=np.float64) for name in COLUMNS}
-    for name, values in table.items():
-        if not np.isfinite(values).all():
-            raise ValueError(f"factors: {name} of row {int(np.argmin(np.isfinite(values)))} is not finite")
-    return table
-
-
-def _in_chunks(
-    work: Callable[[Rows], np.ndarray],
-    table: Rows,
-    images: np.ndarray,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Fill `images` (N, size, size, ...) from the rows of a table, some at a time on every core."""
-    step = max(1, _CHUNK_PIXELS // images.shape[1] ** 2)
-
-    def draw(start: int) -> int:
-        images[start : start + step] = work({name: values[start : start + step] for name, values in table.items()})
-        return min(start + step, len(images))
-
-    with ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
-        for done in pool.map(draw, range(0, len(images), step)):
-            if progress is not None:
-                progress(done, len(images))
-    return images
 
 
 def render(
     factors: pd.DataFrame,
     size: int = 64,
     progress: Callable[[int, int], None] | None = None,
-    background: bool = True,
 ) -> np.ndarray:
     """Render one face a row: uint8 (N, size, size, 3), RGB. A row's pixels depend on that row alone.
+
+    Where `res_background` is 0, everything but the person, its hair and clothes is mid-gray (128), without noise, by
+    the exact mask (`person_mask`); a pixel on the border is mixed by its share.
 
     Args:
         factors: the table of `sample_factors`, or rows of it with factors changed.
         size: side in pixels, 32 to 512.
         progress: called with the number of images done and their total.
-        background: False replaces everything but the person, its hair and clothes by mid-gray (128), without noise,
-            by the exact mask (`person_mask`); a pixel on the border is mixed by its share.
 
     Raises:
         ValueError: a size out of range, missing columns, or factors that are not finite.
     """
-    check_size(size)
-    table = _table(factors)
-    images = np.empty((len(factors), size, size, 3), dtype=np.uint8)
-    return _in_chunks(lambda rows: _render_chunk(rows, size, background), table, images, progress)
+    return render_rows(factors, COLUMNS, size, _draw, progress, channels=(3,))
 
 
 def person_mask(factors: pd.DataFrame, size: int = 64) -> np.ndarray:
@@ -196,6 +157,4 @@ def person_mask(factors: pd.DataFrame, size: int = 64) -> np.ndarray:
     Raises:
         ValueError: as `render`.
     """
-    check_size(size)
-    images = np.empty((len(factors), size, size), dtype=np.float32)
-    return _in_chunks(lambda rows: _paint(rows, size, False)[0].covered, _table(factors), images)
+    return render_rows(factors, COLUMNS, size, lambda rows, size: _paint(rows, size)[0].covered, dtype=np.float32)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from monai_anon.phantoms import counter
-from monai_anon.phantoms.chest_shapes import Rows, bump, smooth
+from monai_anon.phantoms.shapes import PosedFrame, Rows, bump, smooth
 
 # Height at which a head is widest.
 MIDDLE = -0.12
@@ -20,7 +20,7 @@ _CELLS = 32
 _SCALE = 1.14
 
 
-class Head:
+class Head(PosedFrame):
     """Coordinates of the pixels of a chunk, (n, size, size), and the factors of its rows as (n, 1, 1) float32.
 
     `x`, `y` are of the picture's plane, turned and shifted with the head. `u`, `v` are of the face: what lies at
@@ -30,19 +30,12 @@ class Head:
     """
 
     def __init__(self, rows: Rows, size: int) -> None:
-        self.rows = {name: values.astype(np.float32)[:, None, None] for name, values in rows.items()}
-        self.pixel = 2 / size
-        centre = ((2 * np.arange(size) + 1) / size - 1).astype(np.float32)
-        angle = rows["res_rotation"].astype(np.float64)[:, None, None]
-        cosine, sine = np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
-        scale = np.float32(_SCALE) * self["res_zoom"]
+        super().__init__(rows, size)
         # The picture's own coordinates, for what does not move with the head.
-        shape = (len(angle), size, size)
-        self.column, self.row = (np.broadcast_to(c, shape) for c in (centre[None, None, :], centre[None, :, None]))
-        across = (centre[None, None, :] - self["res_shift_x"]) / scale
-        down = (centre[None, :, None] - self["res_shift_y"]) / scale
-        self.x = cosine * across + sine * down
-        self.y = cosine * down - sine * across
+        centre = ((2 * np.arange(size) + 1) / size - 1).astype(np.float32)
+        self.column = np.broadcast_to(centre[None, None, :], self.x.shape)
+        self.row = np.broadcast_to(centre[None, :, None], self.x.shape)
+        self.x, self.y = self.x / np.float32(_SCALE), self.y / np.float32(_SCALE)
         self.level, self.distance = self._outline()
         depth = np.maximum(self.level, 0)
         self.u = self.x - self["res_yaw"] * self["id_face_width"] * depth
@@ -51,9 +44,6 @@ class Head:
         self.side = np.where(self.u < 0, np.float32(-1), np.float32(1))
         severity = self["med_severity"] * self["med_present"]
         self.smile = severity * (np.float32(1.7) - np.float32(0.7) * severity)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        return self.rows[name]
 
     def _outline(self) -> tuple[np.ndarray, np.ndarray]:
         """Skull and jaw: 1 in the middle and 0 on the outline; and the distance to it, positive inside."""
@@ -68,10 +58,6 @@ class Head:
         level = 1 - across * across - t2 * (1 - square + square * t2)
         steep = np.square(across / half) + np.square(t * (1 - square + 2 * square * t2) / height)
         return level, level / (2 * np.sqrt(steep) + np.float32(0.05))
-
-    def width(self, least: float) -> float:
-        """Width of an edge that is `least` wide on the head and never thinner than the pixels can show."""
-        return float(np.hypot(least, 0.9 * self.pixel))
 
     def line(self, away: np.ndarray, half: float) -> np.ndarray:
         """A line that is `half` thick on either side: where too thin for the pixels it is fainter, not thicker."""

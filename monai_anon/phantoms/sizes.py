@@ -13,7 +13,13 @@ Sizes = tuple[int, int, int]
 LEAST_IMAGES, LEAST_PATIENTS = 8, 3
 
 
-def part_sizes(images: str | None, patients: str | None, default: tuple[Sizes, Sizes]) -> tuple[Sizes, Sizes]:
+def part_sizes(
+    images: str | None,
+    patients: str | None,
+    default: tuple[Sizes, Sizes],
+    bounds: tuple[int, int] = (MIN_IMAGES, MAX_IMAGES),
+    shared: bool = False,
+) -> tuple[Sizes, Sizes]:
     """Images and patients of training, validation and test.
 
     `images` and `patients` are three whole numbers, "6000,200,300", or one: the training part's, and the other parts
@@ -21,6 +27,8 @@ def part_sizes(images: str | None, patients: str | None, default: tuple[Sizes, S
 
     Args:
         default: images and patients that stand where nothing is given, and whose proportions count.
+        bounds: the fewest and the most images that a patient can have in a part.
+        shared: every part has the same patients, so their number is that of the part that allows the fewest.
 
     Raises:
         ValueError: text that is not one or three whole numbers.
@@ -28,26 +36,33 @@ def part_sizes(images: str | None, patients: str | None, default: tuple[Sizes, S
     given_images = _parsed(images, "images", default[0], LEAST_IMAGES)
     given_patients = _parsed(patients, "patients", default[1], LEAST_PATIENTS)
     if given_images and not given_patients:
-        return given_images, _each(_patients_of, given_images, default)
+        people = _each(_patients_of, given_images, default, bounds)
+        fewest = min((count for count in people if count), default=0)
+        return given_images, (fewest, fewest, fewest) if shared else people
     if given_patients and not given_images:
-        return _each(_images_of, given_patients, default), given_patients
+        return _each(_images_of, given_patients, default, bounds), given_patients
     return given_images or default[0], given_patients or default[1]
 
 
-def _patients_of(images: int, usual_images: int, usual_patients: int) -> int:
+def _patients_of(images: int, usual_images: int, usual_patients: int, bounds: tuple[int, int]) -> int:
     """As many patients as `images` usually come from, within what a phantom can make."""
     usual = round(images * usual_patients / usual_images)
-    return min(max(usual, -(-images // MAX_IMAGES)), images // MIN_IMAGES)
+    return min(max(usual, -(-images // bounds[1])), images // bounds[0])
 
 
-def _images_of(patients: int, usual_images: int, usual_patients: int) -> int:
+def _images_of(patients: int, usual_images: int, usual_patients: int, bounds: tuple[int, int]) -> int:
     """As many images as `patients` usually have, within what a phantom can make."""
-    return min(max(round(patients * usual_images / usual_patients), MIN_IMAGES * patients), MAX_IMAGES * patients)
+    return min(max(round(patients * usual_images / usual_patients), bounds[0] * patients), bounds[1] * patients)
 
 
-def _each(function: Callable[[int, int, int], int], counts: Sizes, default: tuple[Sizes, Sizes]) -> Sizes:
+def _each(
+    function: Callable[[int, int, int, tuple[int, int]], int],
+    counts: Sizes,
+    default: tuple[Sizes, Sizes],
+    bounds: tuple[int, int],
+) -> Sizes:
     """`function` of each part's count and usual numbers."""
-    training, validation, test = (function(*numbers) for numbers in zip(counts, *default, strict=True))
+    training, validation, test = (function(*numbers, bounds) for numbers in zip(counts, *default, strict=True))
     return training, validation, test
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from monai_anon.manifest import MANIFEST_NAME, PARTS, load_manifest, save_manifest
+from monai_anon.manifest import CLOSED_SET_KEY, MANIFEST_NAME, PARTS, load_manifest, save_manifest
 
 FACTORS_NAME = "factors.csv"
 # Key of the manifest under which the settings of a generated cohort are recorded.
@@ -37,6 +37,7 @@ def write_folder(
     *,
     overwrite: bool = False,
     progress: bool = True,
+    closed_set: bool = False,
 ) -> Path:
     """Render a table of factors into a folder and return the path of its manifest.
 
@@ -49,6 +50,7 @@ def write_folder(
         extra_columns: further columns of a manifest entry, from a row as a named tuple.
         overwrite: replace `out` where it holds a generated cohort.
         progress: show progress on a terminal's standard error.
+        closed_set: the same people are in several parts, which the manifest then says.
 
     Raises:
         FileExistsError: `out` holds something and is not to be overwritten, or is no generated cohort.
@@ -61,7 +63,8 @@ def write_folder(
         _write_images(draft, factors, render, settings["size"], progress)
         factors.to_csv(draft / FACTORS_NAME, index=False, lineterminator="\n")
         parts = {part: _entries(factors[factors["part"] == part], extra_columns) for part in PARTS}
-        save_manifest(draft / MANIFEST_NAME, parts, classes, extra={SETTINGS_KEY: dict(settings)})
+        extra = {SETTINGS_KEY: dict(settings)} | ({CLOSED_SET_KEY: True} if closed_set else {})
+        save_manifest(draft / MANIFEST_NAME, parts, classes, extra=extra)
         draft.chmod(0o777 & ~_umask())
         _put_in_place(draft, out)
     finally:

@@ -19,7 +19,7 @@ from benchmarks import timing
 from monai_anon.bundles import load_anonymizer
 from monai_anon.jobs import Job, plan_files
 from monai_anon.phantoms import chest
-from monai_anon.phantoms.chest_render import MAX_SIZE
+from monai_anon.phantoms.rendering import MAX_SIZE
 from monai_anon.release import FileAnonymizer, read_original, to_picture, write_png
 
 BUNDLE = timing.ROOT / "bundles/chest"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from benchmarks import timing
 from benchmarks.authors import AuthorsOrder
 from monai_anon import losses
 from monai_anon.compute import PLAIN, Compute, described
+from monai_anon.optimisation import Matrices, Optimisation
 from monai_anon.steps import DisentanglementStep
 
 CONFIGS = timing.ROOT / "bundles/chest/configs"
@@ -191,12 +192,32 @@ def hot_spots(compute: Compute, device: str, recipe: str, batch_size: int, size:
 
 
 def parts(device: str, batch_size: int, size: int, rounds: int = 20) -> dict[str, str]:
-    """How many times faster than the library's our own part is, forward and backward: SSIM."""
+    """How many times faster than the library's our own parts are: SSIM, forward and backward, and a step of Muon."""
     a, b = (random_batch(batch_size, size, device)[name] for name in ("i_ori", "i_tar"))
     library = SSIMLoss(spatial_dims=2, data_range=losses.IMAGE_RANGE)
 
     def run(loss: Any) -> Any:
         return lambda: loss(a, b.clone().requires_grad_()).backward()
 
-    timings = timing.alternate({"ours": run(losses.ssim_loss), "monai": run(library)}, rounds, device, warm_up=2)
-    return {"ssim_over_monai": str(timings.speed_up("ours", "monai"))}
+    ssims = timing.alternate({"ours": run(losses.ssim_loss), "monai": run(library)}, rounds, device, warm_up=2)
+    muons = timing.alternate({"ours": muon_step(device, True), "torch": muon_step(device, False)}, rounds, device)
+    return {
+        "ssim_over_monai": str(ssims.speed_up("ours", "monai")),
+        "muon_over_torch": str(muons.speed_up("ours", "torch")),
+    }
+
+
+def muon_step(device: str, ours: bool) -> Callable[[], None]:
+    """A step of Muon on a matrix as large as the kernels of 128 to 128 channels."""
+    weight = torch.nn.Parameter(torch.zeros(128, 128 * 9, device=device))
+    gradient = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)).to(device)
+    mine = Matrices([weight], Optimisation()) if ours else torch.optim.Muon([weight], lr=1e-3)
+
+    def step() -> None:
+        weight.grad = gradient
+        if isinstance(mine, Matrices):
+            mine.step(1e-3)
+        else:
+            mine.step()
+
+    return step

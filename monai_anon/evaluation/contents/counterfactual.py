@@ -11,8 +11,7 @@ from scipy.ndimage import binary_dilation
 
 from monai_anon.evaluation.latents import decode, real_latents
 from monai_anon.evaluation.targets import draw_targets
-from monai_anon.phantoms.chest import render
-from monai_anon.phantoms.chest_render import COLUMNS
+from monai_anon.phantoms import phantom_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,7 +38,7 @@ def counterfactual(subject: Subject, scene: Scene) -> list[Row]:
         return []
     model, subject = subject.networks.disentangler, dataclasses.replace(subject, name="medical replacement")
     factors = None if scene.factors is None else scene.factors["test"]
-    if factors is None or not set(COLUMNS) <= set(factors):
+    if factors is None or phantom_of(factors) is None:
         why = "not measured: the images' exact factors are not known, so neither is where the evidence lies"
         return [scene.silent(subject, "outside_evidence_share", why)]
     try:
@@ -59,14 +58,21 @@ def counterfactual(subject: Subject, scene: Scene) -> list[Row]:
 def evidence(factors: pd.DataFrame, target: pd.DataFrame, size: int) -> Array:
     """Pixels that differ when row i has the medical factors of row i of ``target``: bool (N, size, size).
 
-    Both are rendered, with the same noise; what differs by more than `EVIDENCE_LEVELS` is grown by 1/64 of the side.
+    Both are rendered, with the same noise; what differs by more than `EVIDENCE_LEVELS` in any channel is grown by 1/64
+    of the side.
+
+    Raises:
+        ValueError: no phantom has such factors.
     """
+    phantom = phantom_of(factors)
+    if phantom is None:
+        raise ValueError(f"factors have the columns {', '.join(factors)}; no phantom can be rendered from these")
     medical = [name for name in factors if name.startswith("med_")]
     other = factors.copy()
     other[medical] = target[medical].to_numpy()
-    before, after = (render(rows, size).astype(np.int16) for rows in (factors, other))
+    before, after = (phantom.render(rows, size).astype(np.int16) for rows in (factors, other))
     square = np.ones((1, 3, 3), dtype=bool)
-    differs = np.abs(after - before) > EVIDENCE_LEVELS
+    differs = (np.abs(after - before) > EVIDENCE_LEVELS).reshape(len(factors), size, size, -1).any(axis=-1)
     return np.asarray(binary_dilation(differs, square, iterations=max(1, round(size / 64))))
 
 

@@ -1,0 +1,1 @@
+"""What the scripts that prepare datasets share: reading tables, picking a subset of patients, writing the manifest."""
