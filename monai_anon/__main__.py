@@ -80,7 +80,8 @@ def phantom(
         typer.Option(
             metavar="N[,N,N]",
             help="Images of training, validation and test; one number is the training part's, and the others keep "
-            "their proportion to it.  [default: as in the paper, chest 6000,200,300, iris 1165,270,360]",
+            "their proportion to it.  [default: as in the paper, chest 6000,200,300, iris 1165,270,360, "
+            "face 8210,268,371]",
         ),
     ] = None,
     patients: Annotated[
@@ -88,8 +89,8 @@ def phantom(
         typer.Option(
             metavar="N[,N,N]",
             help="Patients of the three parts; likewise. Left out, they keep their proportion to the images. "
-            "A patient of a part has 2 to 11 chest or 1 to 40 iris images.  [default: chest 1791,84,130, iris 115 "
-            "(disjoint: 75,17,23)]",
+            "A patient of a part has 2 to 11 chest, 1 to 40 iris or 2 to 30 face images.  [default: chest 1791,84,130, "
+            "iris 115 (disjoint: 75,17,23), face 600,20,30]",
         ),
     ] = None,
     difficulty: Annotated[
@@ -98,8 +99,9 @@ def phantom(
     protocol: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(
-            help="Who is in which part. closed: everybody is in all parts, each time with other images; disjoint: "
-            "each in one part.  [default: iris closed, as in the paper; chest is always disjoint]",
+            help="How the cohort is made. iris: closed, everybody is in all parts, each time with other images, or "
+            "disjoint, each in one part. face: masked, mid-gray behind the person, or scenes, with backgrounds. "
+            "chest: disjoint.  [default: as in the paper, iris closed, face masked]",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace OUT if it is a generated cohort.")] = False,
@@ -108,12 +110,14 @@ def phantom(
     """Generate a cohort of images of people who do not exist, with and without a finding, drawn from known factors.
 
     chest: radiographs with and without pleural effusion. iris: near-infrared images of the eye with and without a
-    clouded cornea. Writes OUT/manifest.json, OUT/images/ and OUT/factors.csv, all of it or nothing.
+    clouded cornea. face: colour portraits, neutral and smiling. Writes OUT/manifest.json, OUT/images/ and
+    OUT/factors.csv, all of it or nothing.
 
     \b
     Example:
       monai-anon phantom chest data/chest --images 600 --size 64
       monai-anon phantom iris data/iris --protocol disjoint
+      monai-anon phantom face data/face --protocol scenes
     """  # noqa: D301 - the backspace keeps the lines of an example apart
     from monai_anon.phantoms.rendering import check_size
 

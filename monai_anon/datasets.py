@@ -31,7 +31,8 @@ def training_manifest(
         kind: of the generated cohort, one of `monai_anon.phantoms.PHANTOMS`.
         images, patients: images and patients of the three parts; None for the paper's.
         seed: of the generated cohort.
-        protocol: who of the generated cohort is in which part, where its kind has a choice; None for the usual one.
+        protocol: how the generated cohort is made, where its kind has a choice: who is in which part, what is behind
+            them; None for the usual one.
 
     Raises:
         ManifestError: the manifest is missing or bad, with the entries and reasons.

@@ -123,6 +123,16 @@ def test_phantom_iris_is_a_closed_set_unless_people_are_to_be_apart(tmp_path: Pa
     assert load_manifest(tmp_path / "iris").extra["phantom"]["protocol"] == "disjoint"
 
 
+def test_phantom_face_has_backgrounds_where_asked_for(tmp_path: Path) -> None:
+    words = ("phantom", "face", tmp_path / "face", "--images", "9,4,4", "--patients", "3,2,2", "--size", "32")
+    for options, protocol in (((), "masked"), (("--protocol", "scenes", "--overwrite"), "scenes")):
+        assert "17 images (32 x 32) of 7 patients, as (9, 4, 4) of (3, 2, 2)" in call(*words, *options).stdout
+        manifest = load_manifest(tmp_path / "face")
+        assert manifest.extra["phantom"]["protocol"] == protocol
+        image = Image.open(manifest.image_path(manifest.parts["training"][0]))
+        assert image.mode == "RGB" and (image.getpixel((0, 0)) == (128, 128, 128)) == (protocol == "masked")
+
+
 def test_an_unknown_phantom_is_refused_with_those_that_exist(tmp_path: Path) -> None:
     result = call("phantom", "cheste", tmp_path / "c")
     assert result.exit_code == 2 and "generated cohort 'cheste'; known are chest" in result.stderr

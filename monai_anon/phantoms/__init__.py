@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 PHANTOMS: dict[str, str] = {
     "chest": "monai_anon.phantoms.chest",
     "iris": "monai_anon.phantoms.iris",
+    "face": "monai_anon.phantoms.face",
 }
 
 

@@ -110,7 +110,8 @@ def residual_columns(
     """Residual factors of the images of a part, each (images,), with `res_noise` and `res_noise_seed` after them.
 
     Args:
-        half_ranges: half the range by name, uniformly about zero (about one for zoom, gain and gamma).
+        half_ranges: half the range by name, uniformly about zero (about one for zoom, gain and gamma;
+            there need be no gamma).
         noise: least and greatest standard deviation of the noise.
         difficulty: 0 to 1; at 1 ranges are 1.6 times as wide and the noise is three times as strong.
     """
@@ -121,7 +122,8 @@ def residual_columns(
         columns[name] = swing
     columns["res_zoom"] += 1
     columns["res_gain"] += 1
-    columns["res_gamma"] = np.exp(columns["res_gamma"])
+    if "res_gamma" in columns:
+        columns["res_gamma"] = np.exp(columns["res_gamma"])
     low, high = noise
     share = counter.uniform(*keys, KEY_RESIDUAL, image, len(half_ranges))
     columns["res_noise"] = (low + (high - low) * share) * (1 + 2 * difficulty)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Protocol:
-    """Usual images and patients of training, validation and test, and whether all parts show the same people."""
+    """How a cohort is made: usual images and patients of training, validation and test, and whether all parts show the
+    same people. What else differs, such as what is behind them, `Phantom.sample` knows by the protocol's name.
+    """
 
     images: Sizes
     patients: Sizes
@@ -52,7 +54,8 @@ class Phantom:
     render: Callable[[pd.DataFrame, int], np.ndarray]
 
     def protocol(self, name: str | None = None) -> tuple[str, Protocol]:
-        """A protocol and its name; the usual one where none is given.
+        """A protocol and its name, how a cohort is made: who is in which part, what is behind them; the usual one where
+        none is given.
 
         Raises:
             ValueError: there is none of that name.
@@ -94,8 +97,8 @@ class Phantom:
     ) -> Path:
         """Write a cohort to OUT/manifest.json, OUT/images/*.png and OUT/factors.csv; returns the manifest's path.
 
-        Entries of the manifest also have `side` (one of `sides`) and `severity` (0 to 1). All of the cohort is written
-        or nothing.
+        Entries of the manifest also have `side` (one of `sides`, if there are any) and `severity` (0 to 1). All of the
+        cohort is written or nothing.
 
         Args:
             out: a folder, absent or empty.
@@ -106,7 +109,7 @@ class Phantom:
             difficulty: 0 to 1, see `sample`.
             overwrite: replace `out` where it holds a generated cohort.
             progress: show progress on a terminal.
-            protocol: who is in which part; the usual one where not given.
+            protocol: how the cohort is made: who is in which part, what is behind them; the usual one where not given.
 
         Raises:
             FileExistsError: `out` holds something and is not to be overwritten, or is no generated cohort.

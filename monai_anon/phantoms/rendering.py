@@ -53,14 +53,16 @@ def render_rows(
     draw: Callable[[Rows, int], np.ndarray],
     progress: Callable[[int, int], None] | None = None,
     channels: tuple[int, ...] = (),
+    dtype: type[np.generic] = np.uint8,
 ) -> np.ndarray:
-    """Render one image a row, in chunks on a thread a core: uint8 (N, size, size, *channels).
+    """Render one image a row, in chunks on a thread a core: (N, size, size, *channels).
 
     Args:
         columns: the factors that `draw` needs.
-        draw: (rows of a chunk as float64 by name, size) -> uint8 (n, size, size, *channels), each row on its own.
+        draw: (rows of a chunk as float64 by name, size) -> (n, size, size, *channels), each row on its own.
         progress: called with the number of images done and their total.
         channels: () for gray, (3,) for colour.
+        dtype: of the result.
 
     Raises:
         ValueError: a size out of range, missing columns, or factors that are not finite.
@@ -73,7 +75,7 @@ def render_rows(
     for name, values in table.items():
         if not np.isfinite(values).all():
             raise ValueError(f"factors: {name} of row {int(np.argmin(np.isfinite(values)))} is not finite")
-    images = np.empty((len(factors), size, size, *channels), dtype=np.uint8)
+    images = np.empty((len(factors), size, size, *channels), dtype=dtype)
     step = max(1, _CHUNK_PIXELS // size**2)
     starts = range(0, len(factors), step)
 

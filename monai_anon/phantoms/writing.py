@@ -20,7 +20,8 @@ from monai_anon.manifest import CLOSED_SET_KEY, MANIFEST_NAME, PARTS, load_manif
 FACTORS_NAME = "factors.csv"
 # Key of the manifest under which the settings of a generated cohort are recorded.
 SETTINGS_KEY = "phantom"
-# Images that are rendered before they are written, so that no cohort has to fit into memory.
+# Images that are rendered before they are written, so that no cohort has to fit into memory; in colour three times as
+# many bytes.
 _BATCH_PIXELS = 2**24
 
 Render = Callable[[pd.DataFrame, int], np.ndarray]
@@ -44,7 +45,7 @@ def write_folder(
 
     Args:
         factors: one row an image, with part, patient, image (a path relative to `out`) and finding.
-        render: (rows, size) -> uint8 (n, size, size); called with some of the rows at a time.
+        render: (rows, size) -> uint8 (n, size, size), in colour (n, size, size, 3); called with some rows at a time.
         settings: recorded in the manifest; holds `size`.
         extra_columns: further columns of a manifest entry, from a row as a named tuple.
         overwrite: replace `out` where it holds a generated cohort.
