@@ -143,7 +143,7 @@ def test_randomised_response_has_its_ratio_of_chances(epsilon):
 def test_a_large_epsilon_keeps_the_code_and_one_beyond_precision_is_refused():
     chance = torch.rand(1000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(respond(torch.ones(1000).long(), 4, 800.0, chance, chance), torch.ones(1000).long())
-    with pytest.raises(ChannelError, match="epsilon is 16.*at most 15"):
+    with pytest.raises(ChannelError, match=r"epsilon is 16.*at most 15"):
         Channel((4, 2, 2), epsilon=16)
 
 
