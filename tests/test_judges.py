@@ -67,9 +67,14 @@ def test_untrained_judges_are_no_better_than_chance_about_the_finding(trained):
     assert abs(figures["finding_accuracy"].value - 0.5) < 0.2
 
 
+def test_judges_too_narrow_for_torch_are_refused():
+    with pytest.raises(ValueError, match=r"planes are \(8, 8, 4, 8\); at least 8 each"):
+        JudgeSchedule(planes=(8, 8, 4, 8))
+
+
 def test_a_cohort_without_side_and_severity_gets_no_such_figures():
     cohort = toy_cohort(6, columns=False)
-    schedule = JudgeSchedule(verifier_steps=2, medical_steps=2, batch_size=8, planes=(4, 4, 4, 4))
+    schedule = JudgeSchedule(verifier_steps=2, medical_steps=2, batch_size=8, planes=(8, 8, 8, 8))
     judges = train_judges(cohort, None, schedule=schedule, progress=False)
     assert judges.sides == [] and judges.quality == {}
     assert not {"side_accuracy", "severity_correlation"} & set(quality(judges, cohort, n_bootstrap=5))
@@ -78,7 +83,7 @@ def test_a_cohort_without_side_and_severity_gets_no_such_figures():
 def test_training_is_repeatable_and_leaves_the_global_generator_alone():
     cohort, schedule = (
         toy_cohort(6),
-        JudgeSchedule(verifier_steps=2, medical_steps=2, batch_size=8, planes=(4, 4, 4, 4)),
+        JudgeSchedule(verifier_steps=2, medical_steps=2, batch_size=8, planes=(8, 8, 8, 8)),
     )
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -153,7 +158,7 @@ def test_judges_are_trained_once_for_the_same_settings_and_images(tmp_path, monk
     loads = []
     fake = SimpleNamespace(Cohort=SimpleNamespace(from_manifest=lambda *a, **k: loads.append(a) or cohort))
     monkeypatch.setitem(__import__("sys").modules, "monai_anon.cohort", fake)
-    options = {"schedule": JudgeSchedule(verifier_steps=1, medical_steps=1, planes=(4, 4, 4, 4)), "progress": False}
+    options = {"schedule": JudgeSchedule(verifier_steps=1, medical_steps=1, planes=(8, 8, 8, 8)), "progress": False}
     first = module.judges_for(manifest, 32, 1, tmp_path / "judges", **options)
     again = module.judges_for(manifest, 32, 1, tmp_path / "judges", **options)
     assert len(loads) == 1 and json.dumps(again.settings) == json.dumps(first.settings)

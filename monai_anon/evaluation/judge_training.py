@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from monai_anon.cohort import Cohort
 
 
+LEAST_PLANES = 8
+
+
 @dataclasses.dataclass(frozen=True)
 class JudgeSchedule:
     """How the judges are trained: steps, images a step, AdamW's peak learning rate (cosine), widths of the ResNet, and
@@ -45,6 +48,13 @@ class JudgeSchedule:
     planes: tuple[int, int, int, int] = (16, 32, 64, 128)
     blur: float = 0.025
     checks: int = 5  # times the validation part is looked at; the best state is kept
+
+    def __post_init__(self) -> None:
+        if min(self.planes) < LEAST_PLANES:
+            raise ValueError(
+                f"planes are {self.planes}; at least {LEAST_PLANES} each: with fewer, torch 2.13 writes beyond its "
+                "memory on CPUs with AVX2 only (strided 1x1 convolutions, channels last)"
+            )
 
 
 SCHEDULE = JudgeSchedule()
