@@ -479,6 +479,20 @@ def test_a_folder_becomes_anonymised_files_of_the_same_names(trained: Trained, p
     assert not any(np.array_equal(a, b) for a, b in zip(pixels[0], pixels[2]))
 
 
+def test_copies_keep_their_names_where_nothing_of_the_image_but_a_code_reaches_them(
+    pictures: Path, tmp_path: Path
+) -> None:
+    execute(
+        "inference.json",
+        kind="infer",
+        dataset_dir=str(pictures),
+        output_dir=str(tmp_path / "out"),
+        bundle_root=str(BUNDLE),
+    )
+    made = {str(f.relative_to(tmp_path / "out")) for f in (tmp_path / "out").rglob("*") if f.is_file()}
+    assert made == {str(result(name)) for name in ("a/x.png", "b/x.png", "b/n.a.m.e.PNG")}
+
+
 @pytest.mark.parametrize("name", ["evaluate.json", "inference.json"])
 def test_without_a_model_the_commands_that_make_one_are_named(name: str, tmp_path: Path, pictures: Path) -> None:
     missing = {"model_file": str(tmp_path / "none.pt"), "dataset_dir": str(pictures)}
