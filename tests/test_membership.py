@@ -18,7 +18,7 @@ from monai_anon.channel import Codebook, Mixture
 from monai_anon.channel_fitting import fit_codebook, fit_mixture
 from monai_anon.evaluation.aggregation import attack_name
 from monai_anon.evaluation.attacks import membership as attack
-from monai_anon.evaluation.attacks.membership import calibrated, likeness, log_density, membership
+from monai_anon.evaluation.attacks.membership import calibrated, likeness, log_density, membership, sampled_identities
 from monai_anon.evaluation.latents import encode
 from monai_anon.evaluation.metrics import verification_auc
 from monai_anon.evaluation.reporting import sections, tables
@@ -26,7 +26,7 @@ from monai_anon.evaluation.reporting.checks import MEMBERSHIP, NEAREST, membersh
 from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject
 from monai_anon.evaluation.tables import Row
-from monai_anon.networks import Latents
+from monai_anon.networks import IdentityVAE, Latents
 from monai_anon.readers import to_model_range, to_uint8
 
 PEOPLE, IMAGES = 100, 2
@@ -220,6 +220,15 @@ def test_identities_that_are_sampled_from_the_training_people_are_caught(scene, 
 
 
 # ---- the channel ----
+
+
+@pytest.mark.parametrize("policy", ["latents", "residual", "code"])
+def test_sampled_identities_are_those_that_the_policy_releases(policy):
+    prior = Mixture(2, 1)
+    prior.means[:] = 50.0
+    channel = SimpleNamespace(policy=policy, identity=prior, identity_size=2)
+    sampled = sampled_identities(IdentityVAE(2, 2, 4), channel, 0)
+    assert (float(sampled.min()) > 40) == (policy != "latents")
 
 
 def tables_of(z, patient, finding):
