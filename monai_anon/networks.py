@@ -244,6 +244,7 @@ class LatentClassifier(nn.Sequential):
 
     def __init__(self, latent_size: int, classes: int, hidden: int = 64, dropout: float = 0.5):
         super().__init__(nn.Linear(latent_size, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
+        self.classes = classes
 
 
 class IdentityVAE(nn.Module):

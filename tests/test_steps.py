@@ -96,6 +96,7 @@ def counted(*modules):
         ({"weights": {"ssim": -1.0}}, r"weights: \['ssim'\] are negative"),
         ({"weights": {}, "noise": {"medical": -0.1}}, r"noise: \['medical'\] are negative"),
         ({"weights": {"disentanglement": 1.0}, "swaps": ()}, "swaps is empty"),
+        ({"weights": {}, "finding_exchange": 1.5}, "finding_exchange is 1.5; it must be a share, from 0 to 1"),
     ],
 )
 def test_recipe_refuses_unknown_names_and_negative_numbers(settings, message):
@@ -207,6 +208,22 @@ def test_a_discriminator_without_weight_is_dropped_and_not_kept_in_checkpoints()
         f"{term}_{what}" for term in ("adversarial", "swap_adversarial") for what in ("discriminator", "updater")
     }
     assert set(make_step().parts()) == {"model", "updater", *CORRELATIONS} | critics
+
+
+@pytest.mark.parametrize("identity_from_same", [False, True])
+def test_the_exchange_is_told_the_finding_of_the_image_that_each_identity_is_of(identity_from_same):
+    step = make_step(Recipe({"ssim": 1.0}, finding_exchange=0.5, identity_from_same=identity_from_same))
+    told = []
+    step.exchanges["finding_exchange"].register_forward_hook(lambda _, given, __: told.append(given))
+    batch = pair_batch()
+    step.updater = Recorder()
+    step(batch, 0.5)
+    (identity, finding), which = told[0], ("same", "ori") if identity_from_same else ("ori",)
+    with torch.no_grad():
+        images = torch.cat([batch[f"i_{w}"] for w in which])
+        torch.testing.assert_close(identity.detach(), step.model.encode(images).identity)
+    assert torch.equal(finding, torch.cat([batch[f"finding_{w}"] for w in which]))
+    assert "finding_exchange" in step.parts()
 
 
 def test_without_swap_terms_nothing_is_swapped_or_encoded_for_it():
