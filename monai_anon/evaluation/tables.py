@@ -72,6 +72,7 @@ ATTACKS = {
     "repeated_": "P6 repeated release",
     "attribute_": "P7 attributes",
     "probe_": "P8 latent probes",
+    "oracle_": "P9 codes known",
 }
 CONTENT = {
     "judge_": "M1, M3 the judge on released images",

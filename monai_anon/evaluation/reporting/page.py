@@ -150,7 +150,7 @@ class Page:
         return Part(section.key, section.title, section.sentence, found, figures) if found else None
 
     def attacks(self) -> list[Part]:
-        """P1 to P8 with their figures, whether they were run or not, then the attackers' curves."""
+        """P1 to P9 with their figures, whether they were run or not, then the attackers' curves."""
         parts = []
         for section in report_sections.ATTACKS:
             part = self.part(section)

@@ -167,6 +167,20 @@ ATTACKS = (
             )
         ],
     ),
+    Section(
+        "P9",
+        "P9: codes known",
+        "Where a code passes and nothing else: an oracle knows every image's code without error, and how often two "
+        "images of a patient have which codes. With the very image that was released nobody can do better.",
+        [
+            Group("By another image of the patient", rf"oracle_(?P<figure>{_PERSON})", PERSON),
+            Group(
+                "By the very image that was released, among one image of each test patient",
+                r"oracle_image_(?P<figure>rank_1|chance)",
+                {"rank_1": "rank-1", "chance": "bound: K / N"},
+            ),
+        ],
+    ),
 )
 
 CONTENT = (
