@@ -14,6 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+TEMPLATES = "identity_classifier."
+"""How the names of a disentangler's weights begin that have a row for each training patient."""
+
 
 class Latents(NamedTuple):
     """The three vectors an image is split into (section 3.1), each `(B, D_i)`."""
@@ -362,7 +365,8 @@ class Disentangler(nn.Module):
 def initialised(model: nn.Module, path: str | None) -> nn.Module:
     """`model` with the weights of a file (tensors only), to go on from a trained one; None leaves it as it is.
 
-    The file is a stage's own (`disentangler.pt`), or a `model.pt` of both stages, of which the first is taken.
+    The file is a stage's own (`disentangler.pt`), or a `model.pt` of both stages, of which the first is taken. An
+    identity classifier starts anew: its classes are the people of the cohort that it was trained on.
 
     Raises:
         ValueError: the file is missing or does not fit; names it.
@@ -373,7 +377,9 @@ def initialised(model: nn.Module, path: str | None) -> nn.Module:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         stage = "disentangler."
         first = {name.removeprefix(stage): tensor for name, tensor in weights.items() if name.startswith(stage)}
-        model.load_state_dict(first or weights)
+        kept = {name: tensor for name, tensor in (first or weights).items() if not name.startswith(TEMPLATES)}
+        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(TEMPLATES)}
+        model.load_state_dict(kept | own)
     except (OSError, RuntimeError, AttributeError, UnpicklingError) as error:
         raise ValueError(f"initial_weights {path} cannot be used for these networks: {error}") from error
     return model
