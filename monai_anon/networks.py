@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 logger = logging.getLogger("monai_anon")
+TEMPLATES = "identity_classifier."
+"""How the names of a disentangler's weights begin that have a row for each training patient."""
 
 
 class Latents(NamedTuple):
@@ -366,7 +368,8 @@ def initialised(model: nn.Module, path: str | None) -> nn.Module:
     """`model` with the weights of a file (tensors only), to go on from a trained one; None leaves it as it is.
 
     The file is a stage's own (`disentangler.pt`), or a `model.pt` of both stages, of which the first is taken. It may
-    be of networks for images of half the side, or a quarter (`grown`).
+    be of networks for images of half the side, or a quarter (`grown`). An identity classifier starts anew: its classes
+    are the people of the cohort that it was trained on.
 
     Raises:
         ValueError: the file is missing or does not fit; names it.
@@ -377,7 +380,10 @@ def initialised(model: nn.Module, path: str | None) -> nn.Module:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         stage = "disentangler."
         first = {name.removeprefix(stage): tensor for name, tensor in weights.items() if name.startswith(stage)}
-        model.load_state_dict(grown(first or weights, model.state_dict()))
+        kept = {name: tensor for name, tensor in (first or weights).items() if not name.startswith(TEMPLATES)}
+        own = model.state_dict()
+        classes = {name: tensor for name, tensor in own.items() if name.startswith(TEMPLATES)}
+        model.load_state_dict({**grown(kept, own), **classes})
     except (OSError, RuntimeError, AttributeError, UnpicklingError) as error:
         raise ValueError(f"initial_weights {path} cannot be used for these networks: {error}") from error
     return model

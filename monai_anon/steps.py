@@ -57,6 +57,11 @@ class DisentanglementStep:
                 raise ValueError(f"the term '{term}' has a weight but no discriminator is given")
         if weighted & set(RECOGNISED) and recogniser is None:
             raise ValueError(f"the terms {list(RECOGNISED)} need a recogniser, or weight 0")
+        if recipe.warp > 0 and identity_objective.knows_people:
+            raise ValueError(
+                f"warp is {recipe.warp}: it makes every patient another person, for whom the identity classifier has "
+                "no class; give warp 0, or an objective without classes (ContrastiveIdentity, SiameseIdentity)"
+            )
         self.model, self.recipe, self.identity_objective = model, recipe, identity_objective
         self.critics = {term: n for term, n in critics.items() if term in weighted and n is not None}
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None

@@ -360,6 +360,18 @@ def test_initialised_refuses_a_smaller_model_of_other_widths(tmp_path):
         initialised(disentangler_of(32, 4, 8, 12), str(tmp_path / "small.pt"))
 
 
+def test_initialised_starts_the_classes_of_other_people_anew(tmp_path):
+    """Whether the file has none, as many, or others."""
+    for number, source in enumerate((tiny_disentangler(), tiny_disentangler(5), tiny_disentangler(7))):
+        torch.save(source.state_dict(), tmp_path / f"{number}.pt")
+        other = tiny_disentangler(5)
+        before = other.identity_classifier[0].weight.detach().clone()
+        initialised(other, str(tmp_path / f"{number}.pt"))
+        assert torch.equal(other.identity_classifier[0].weight, before)
+        assert torch.equal(other.encoder.head.weight, source.encoder.head.weight)
+    initialised(tiny_disentangler(), str(tmp_path / "2.pt"))
+
+
 def test_initialised_names_a_file_that_holds_no_weights(tmp_path):
     (tmp_path / "notes.pt").write_text("not a model")
     with pytest.raises(ValueError, match=r"notes\.pt cannot be used"):
