@@ -23,6 +23,16 @@ def test_the_chance_by_the_very_image_is_that_of_drawn_galleries():
     np.testing.assert_allclose(found, drawn, atol=0.02)
 
 
+def test_patients_who_count_once_never_beat_the_bound():
+    rng = np.random.default_rng(0)
+    for codes_there in (2, 5):
+        patients = np.sort(rng.choice(12, 60))  # some with many images, some with few
+        code = rng.integers(0, codes_there, 60)
+        each = 1 / np.bincount(patients)[patients]
+        people = len(np.unique(patients))
+        assert (image_hits(code, patients) * each).sum() / people <= codes_there / people + 1e-9
+
+
 @pytest.mark.parametrize("people", [1, 2, 7, 130])
 def test_one_code_for_all_leaves_chance_and_a_code_for_each_leaves_none(people):
     patients = np.arange(people).repeat(2)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from monai_anon.channel import Channel
+from monai_anon.evaluation import metrics
 from monai_anon.evaluation.latents import real_latents
 from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject, channel_of
@@ -47,7 +48,9 @@ def codes(subject: Subject, scene: Scene) -> list[Row]:
     curves = len(scene.curves)
     rows = scene.person_rows(subject, "oracle", [score[asked[:, None], asked[None]]])
     del scene.curves[curves:]  # steps of a few codes, no curve
-    rows.append(scene.share(subject, "oracle_image_rank_1", image_hits(asked, scene.patients)))
+    hits, each = image_hits(asked, scene.patients), 1 / np.bincount(scene.patients)[scene.patients]
+    # Every patient counts once, as in the bound.
+    rows.append(scene.row(subject, "oracle_image_rank_1", lambda w: metrics.weighted_mean(hits, w * each)))
     bound = min(1.0, count / scene.people)
     return [*rows, scene.plain(subject, "oracle_image_chance", bound, n=scene.people, note="bound: K / N")]
 
