@@ -331,6 +331,9 @@ def test_bad_files_are_refused_alone_and_their_headers_not_quoted(archive: Path,
     write_dicom(archive / "flat.dcm", GRADIENT * 0 + 7)
     write_dicom(archive / "terms.dcm", PhotometricInterpretation="PLANTQ")
     write_dicom(archive / "bare.dcm", PixelData=None)
+    odd = pydicom.dcmread(good)
+    odd.add_new("NumberOfFrames", "CS", "PLANTQ")  # Python's message of this quotes it
+    odd.save_as(archive / "odd.dcm")
     content = good.read_bytes()
     (archive / "cut.dcm").write_bytes(content[: len(content) // 2])
     (archive / "head.dcm").write_bytes(content[:140])
