@@ -90,7 +90,7 @@ def classified():
     torch.manual_seed(9)
     model = tiny_disentangler(SIZE, dropout=0.0)
     objective = SummedIdentity([ClassifiedIdentity(model.identity_classifier), ContrastiveIdentity()])
-    step = DisentanglementStep(model, Recipe({"identity": 1.0, "ssim": 1.0}), OPTIMISATION, objective)
+    step = DisentanglementStep(model, Recipe({"medical": 0.5, "identity": 1.0, "ssim": 1.0}), OPTIMISATION, objective)
     return trained(step, [uneven(seed) for seed in range(STEPS)])
 
 
