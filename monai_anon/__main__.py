@@ -202,6 +202,9 @@ def anonymize(
             "the model's under the policy code, else the originals']",
         ),
     ] = None,
+    to_gray: Annotated[
+        bool, typer.Option("--to-gray", help="Read colour images as gray ones where the model has one channel.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
     device: Annotated[
         Optional[str],  # noqa: UP045
@@ -244,7 +247,8 @@ def anonymize(
         for job in plan.jobs:
             typer.echo(f"would read {shown(job.source)} and write {shown(job.target)}")
     else:
-        anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size, kept)
+        form = {"keep_form": kept, "to_gray": to_gray}
+        anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size, **form)
         folder = output if output.suffix.lower() != SUFFIX or output.is_dir() else None
 
         def note(written: list[Job]) -> None:

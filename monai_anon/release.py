@@ -68,14 +68,14 @@ class Original:
     dtype: type[np.unsignedinteger]
 
 
-def read_original(path: str | Path, size: int, channels: int) -> Original:
-    """Read a PNG or JPEG file for an anonymizer of images `(channels, size, size)`.
+def read_original(path: str | Path, size: int, channels: int, to_gray: bool = False) -> Original:
+    """Read a PNG or JPEG file for an anonymizer of images `(channels, size, size)`; `to_gray` as in `read_image`.
 
     Raises:
         ReadError: what `read_image` refuses; no PNG or JPEG inside, 16-bit colour, or all pixels the same.
     """
     path = Path(path)
-    image = read_image(path, channels)
+    image = read_image(path, channels, to_gray)
     with path.open("rb") as file:
         header = file.read(26)
     png = path.suffix.lower() == ".png"
@@ -171,6 +171,7 @@ class FileAnonymizer:
         size, channels: of the model's images.
         batch_size: images a step; files are read into memory so many at a time.
         keep_form: give copies their originals' size, depth and mode.
+        to_gray: let a model of one channel take colour images as gray ones.
     """
 
     def __init__(
@@ -181,11 +182,12 @@ class FileAnonymizer:
         seed: int | None = None,
         batch_size: int = 16,
         keep_form: bool = False,
+        to_gray: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}; it must be 1 or more")
         self.model, self.size, self.channels, self.batch_size = model, size, channels, batch_size
-        self.keep_form = keep_form
+        self.keep_form, self.to_gray = keep_form, to_gray
         self._seed = secrets.randbits(128) if seed is None else seed
 
     def run(
@@ -234,7 +236,7 @@ class FileAnonymizer:
 
     def _read(self, job: Job) -> Original | Refusal:
         try:
-            return read_original(job.source, self.size, self.channels)
+            return read_original(job.source, self.size, self.channels, self.to_gray)
         except ReadError as error:
             return Refusal(job.source, error.reason)
         except OSError as error:
