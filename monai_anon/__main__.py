@@ -247,6 +247,9 @@ def anonymize(
             "made, also where a file stands that it does not list.",
         ),
     ] = False,
+    to_gray: Annotated[
+        bool, typer.Option("--to-gray", help="Read colour images as gray ones where the model has one channel.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
     device: Annotated[
         Optional[str],  # noqa: UP045
@@ -296,7 +299,7 @@ def anonymize(
     statement = statement_of(network, settings.model_file, kept, passed)
     dicom = replace(dicom, bits=statement["bits"], policy=statement["policy"] or "unknown")
     seed = secret.seed() if seed is None and key is not None else seed
-    anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size, kept, dicom)
+    anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size, kept, dicom, to_gray)
     everything, refusals = len(plan.jobs) + len(plan.refusals), list(plan.refusals)
     there = plan.leave(stated(output, statement)) if go_on else 0
 

@@ -121,7 +121,7 @@ def _without_cache(manifest: Manifest, shape: tuple[int, int], rows: range, prog
     """The images of some rows of the manifest, all others being checked only: once per process."""
     channels, size = shape
     wanted = np.empty((len(rows), channels, size, size), dtype=np.uint8)
-    states = [(*state, shape) for state in _file_states(manifest)]
+    states = [(*state, shape, manifest.to_gray) for state in _file_states(manifest)]
     digests = np.zeros((len(states), DIGEST_BYTES), dtype=np.uint8)
     for index, state in enumerate(states):
         if index not in rows and state in _digests:
@@ -141,7 +141,8 @@ def _without_cache(manifest: Manifest, shape: tuple[int, int], rows: range, prog
 def _cache_key(manifest: Manifest, shape: tuple[int, int]) -> str:
     """Changes with any image of any part (the check for leaks is cached too), the size and the channels."""
     counts = [len(manifest.parts[part]) for part in PARTS]
-    digest = hashlib.sha256(json.dumps([CACHE_VERSION, shape, counts]).encode())
+    gray = ["to gray"] if manifest.to_gray else []
+    digest = hashlib.sha256(json.dumps([CACHE_VERSION, shape, counts, *gray]).encode())
     for state in _file_states(manifest):
         digest.update(repr(state).encode())
     return digest.hexdigest()[:16]
@@ -186,7 +187,7 @@ def _read(manifest: Manifest, shape: tuple[int, int], digests: np.ndarray, keep:
         images, problems = np.zeros((len(run), shape[0], shape[1], shape[1]), dtype=np.uint8), []
         for index, image in zip(run, images, strict=True):
             try:
-                image[:] = _read_fitted(manifest.image_path(rows[index][2]), shape)
+                image[:] = _read_fitted(manifest.image_path(rows[index][2]), shape, manifest.to_gray)
             except ReadError as error:
                 problems.append(f"{_name(rows[index])}: {error.reason}")
             else:
@@ -226,10 +227,10 @@ def _refuse(manifest: Manifest, problems: list[str]) -> None:
         raise CohortError(f"{manifest.path}: {len(problems)} image problem(s):", problems)
 
 
-def _read_fitted(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def _read_fitted(path: Path, shape: tuple[int, int], to_gray: bool) -> np.ndarray:
     """An image as the cohort stores it, uint8 (C, S, S)."""
     channels, size = shape
-    image = read_image(path, channels)
+    image = read_image(path, channels, to_gray)
     if image.min() == image.max():
         raise ReadError(path, f"is constant: all of its {image.shape[1]}x{image.shape[2]} pixels are equal")
     stored = to_stored(fit_square(image, size))

@@ -9,6 +9,7 @@ name entries by part, index and image, never by patient.
 
 A closed set, whose people are to be recognised again and therefore occur in several parts, must say so itself, with
 `"closed_set": true` beside `classes`. That lifts this one check; an image is in one part only all the same.
+`"to_gray": true` has colour images read as gray where gray ones are asked for; else they are refused there.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ PARTS = ("training", "validation", "test")
 MANIFEST_NAME = "manifest.json"
 # Key of the file that allows a patient in several parts, where it is true.
 CLOSED_SET_KEY = "closed_set"
+# Key of the file that lets colour images be read as gray, where it is true.
+TO_GRAY_KEY = "to_gray"
+LEAST_TO_DIVIDE = 3  # images of a patient of a closed set: one to learn from, two to be compared
 LISTED_PROBLEMS = 1000  # more lines than this hide the first ones; the error's `problems` holds every one
 
 
@@ -65,6 +69,11 @@ class Manifest:
     def closed_set(self) -> bool:
         """Whether a patient may be in several parts, each time with other images."""
         return self.extra.get(CLOSED_SET_KEY) is True
+
+    @property
+    def to_gray(self) -> bool:
+        """Whether colour images may be read as gray."""
+        return self.extra.get(TO_GRAY_KEY) is True
 
     def image_path(self, entry: Mapping[str, Any]) -> Path:
         """Where an entry's image lies."""
@@ -161,11 +170,7 @@ def split_patients(
     Raises:
         ValueError: fractions that are not three, are negative or do not sum to 1.
     """
-    shares = np.asarray(fractions, dtype=float)
-    if shares.shape != (len(PARTS),) or not np.isfinite(shares).all() or (shares < 0).any():
-        raise ValueError(f"fractions {tuple(fractions)}: give three numbers >= 0, for {', '.join(PARTS)}")
-    if abs(shares.sum() - 1) > 1e-6:
-        raise ValueError(f"fractions {tuple(fractions)} sum to {shares.sum():g}; they must sum to 1")
+    shares = _shares(fractions)
     findings: dict[str, list[int]] = defaultdict(list)
     for entry in entries:
         findings[entry["patient"]].append(entry["finding"])
@@ -181,6 +186,52 @@ def split_patients(
             part_of[patient] = PARTS[part]
             assigned[part] += 1
     return {part: [entry for entry in entries if part_of[entry["patient"]] == part] for part in PARTS}
+
+
+def split_images(
+    entries: Sequence[dict[str, Any]], fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 0
+) -> dict[str, list[dict[str, Any]]]:
+    """Divide the images of each patient over training, validation and test, for a closed set.
+
+    Everybody is in training. A patient has two images or more in another part, or none: who is compared with people
+    needs two. So patients with fewer than `LEAST_TO_DIVIDE` images are in training only; `fractions` count the images
+    of all others. The result does not depend on the order of `entries`, whose order is kept inside a part.
+
+    Raises:
+        ValueError: fractions that are not three, are negative, do not sum to 1, or leave nothing for training.
+    """
+    shares = _shares(fractions)
+    if not shares[0]:
+        raise ValueError(f"fractions {tuple(fractions)}: in a closed set everybody is in training, which gets nothing")
+    images: dict[str, list[int]] = defaultdict(list)
+    for index in sorted(range(len(entries)), key=lambda index: str(entries[index]["image"])):
+        images[entries[index]["patient"]].append(index)
+    generator = np.random.default_rng(seed)
+    part_of = dict.fromkeys(range(len(entries)), PARTS[0])
+    given, divided = np.zeros(len(PARTS)), 0
+    for patient in generator.permutation(np.asarray(sorted(images), dtype=object)):
+        own = generator.permutation(images[patient]).tolist()
+        if len(own) < LEAST_TO_DIVIDE:
+            continue
+        divided += len(own)
+        for place in range(len(PARTS) - 1, 0, -1):
+            # What the part lacks, as far as the patient's first image is left for training.
+            count = min(round(shares[place] * divided - given[place]), len(own) - 1)
+            if count > 1:
+                part_of |= dict.fromkeys(own[-count:], PARTS[place])
+                given[place] += count
+                del own[-count:]
+    return {part: [entry for index, entry in enumerate(entries) if part_of[index] == part] for part in PARTS}
+
+
+def _shares(fractions: Sequence[float]) -> np.ndarray:
+    """The parts' fractions as an array; ValueError where they are not three, negative or do not sum to 1."""
+    shares = np.asarray(fractions, dtype=float)
+    if shares.shape != (len(PARTS),) or not np.isfinite(shares).all() or (shares < 0).any():
+        raise ValueError(f"fractions {tuple(fractions)}: give three numbers >= 0, for {', '.join(PARTS)}")
+    if abs(shares.sum() - 1) > 1e-6:
+        raise ValueError(f"fractions {tuple(fractions)} sum to {shares.sum():g}; they must sum to 1")
+    return shares
 
 
 def entry_problems(
@@ -269,8 +320,9 @@ def _top_level_problems(content: Any) -> list[str]:
             problems.append(f"'{part}' is {_shown(content[part])}; it must be a list of entries")
     if not problems and not any(content[part] for part in PARTS):
         problems.append("all parts are empty")
-    if not isinstance(closed_set := content.get(CLOSED_SET_KEY, False), bool):
-        problems.append(f"'{CLOSED_SET_KEY}' is {_shown(closed_set)}; it must be true or false")
+    for key in (CLOSED_SET_KEY, TO_GRAY_KEY):
+        if not isinstance(said := content.get(key, False), bool):
+            problems.append(f"'{key}' is {_shown(said)}; it must be true or false")
     classes = content.get("classes")
     if not isinstance(classes, list) or not classes or not all(isinstance(name, str) and name for name in classes):
         problems.append(

@@ -73,16 +73,16 @@ def kind_by_name(name: str) -> str | None:
     return next((kind for kind, known in suffixes if name.lower().endswith(known)), None)
 
 
-def read_original(path: str | Path, size: int, channels: int, name: str = "") -> Original:
+def read_original(path: str | Path, size: int, channels: int, name: str = "", to_gray: bool = False) -> Original:
     """Read a file for an anonymizer of images `(channels, size, size)`; `name` stands in for missing UIDs of a DICOM
-    file.
+    file, `to_gray` lets one channel take colour.
 
     Raises:
         ReadError: what `read_image` refuses; a file that is not what its name says, 16-bit colour, or all pixels the
             same.
     """
     path = Path(path)
-    image = read_image(path, channels)
+    image = read_image(path, channels, to_gray)
     kind, header = kind_of(path) or "picture", None
     try:
         if kind == "dicom":

@@ -36,6 +36,7 @@ SUFFIXES = (*PICTURE_SUFFIXES, *DICOM_SUFFIXES, *NIFTI_SUFFIXES)
 # Up to this ratio of its sides an image is squeezed to a square, beyond it padded: organs must not change shape much.
 SQUEEZE_LIMIT = 1.2
 FULL_SCALES = (255, 4095, 65535)  # 8, 12 and 16 bit
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # shares of red, green and blue (ITU-R BT.601)
 
 # What the decoders raise on broken files; anything else is our mistake and shall surface.
 DECODER_ERRORS = (
@@ -71,13 +72,14 @@ class ReadError(ValueError):
         super().__init__(f"{path}: {reason}")
 
 
-def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
+def read_image(path: str | Path, channels: int = 1, to_gray: bool = False) -> np.ndarray:
     """Read an image file as float32 (C, H, W) in [0, 1].
 
     Args:
         path: a file with one of SUFFIXES, or a DICOM file under any name.
         channels: 1 or 3. With 1, an RGB file whose channels are equal is read as the gray image it is; one whose
             channels differ is refused. With 3, a gray image is given three times.
+        to_gray: with 1 channel, read colour as its luma (ITU-R BT.601) instead of refusing it.
 
     Raises:
         ReadError: missing, empty or undecodable file, several frames or slices, transparency, NaN or infinite values,
@@ -97,11 +99,13 @@ def read_image(path: str | Path, channels: int = 1) -> np.ndarray:
         different = (image != image[:1]).any(axis=0)
         if not different.any():
             image = image[:1]
+        elif channels == 1 and to_gray:
+            image = np.tensordot(LUMA, image, axes=1)[None]
         elif channels == 1:
             raise ReadError(
                 path,
                 f"a colour image where gray is expected (its channels differ in {different.mean():.1%} of the "
-                "pixels); convert it to gray",
+                "pixels); convert it to gray, or let it be read as gray with --to-gray",
             )
     return np.ascontiguousarray(np.broadcast_to(image, (channels, *image.shape[1:])), dtype=np.float32)
 
@@ -195,7 +199,8 @@ def _refuse_huge(path: Path, *sides: int) -> None:
 def _decode_picture(path: Path) -> np.ndarray:
     """PNG, JPEG, TIFF."""
     with Image.open(path) as opened:
-        if getattr(opened, "n_frames", 1) > 1:
+        # What phones write as JPEG may hold more pictures behind the first, such as a preview or a map of depth (MPO).
+        if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":
             raise ReadError(path, f"holds {opened.n_frames} pictures; one is expected")
         white_is_zero = opened.mode.startswith("I;16") and getattr(opened, "tag_v2", {}).get(262) == 0
         picture = ImageOps.exif_transpose(opened)

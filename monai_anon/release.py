@@ -53,6 +53,7 @@ class FileAnonymizer:
         batch_size: images a step; files are read into memory so many at a time.
         keep_form: give copies their originals' size, depth and mode.
         dicom: how copies of DICOM files are made; left out, with a key of this object and without any claim on pixels.
+        to_gray: let a model of one channel take colour images as gray ones.
     """
 
     def __init__(
@@ -64,11 +65,12 @@ class FileAnonymizer:
         batch_size: int = 16,
         keep_form: bool = False,
         dicom: DicomSettings | None = None,
+        to_gray: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}; it must be 1 or more")
         self.model, self.size, self.channels, self.batch_size = model, size, channels, batch_size
-        self.keep_form, self.dicom = keep_form, dicom or DicomSettings()
+        self.keep_form, self.dicom, self.to_gray = keep_form, dicom or DicomSettings(), to_gray
         self._seed = secrets.randbits(128) if seed is None else seed
 
     def run(
@@ -148,7 +150,7 @@ class FileAnonymizer:
 
     def _read(self, job: Job) -> Original | Refusal:
         try:
-            original = read_original(job.source, self.size, self.channels, job.name)
+            original = read_original(job.source, self.size, self.channels, job.name, self.to_gray)
         except ReadError as error:
             return Refusal(job.source, error.reason)
         except OSError as error:

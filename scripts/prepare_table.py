@@ -6,6 +6,10 @@
 writes data/effusion/manifest.json with the images' paths relative to it; images are neither copied nor changed. Rows
 are used when they pass every --where and their finding is among --classes. All problems of table and images are listed
 at once, and nothing is written then.
+
+Parts share no patient, unless --closed-set divides each patient's images over them: for people who are known and are to
+be recognised again, such as the iris bundle's. Images may be of any size and shape, gray or colour (--channels 3; or
+--to-gray for a network of one channel).
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,11 +29,15 @@ from preparation.tables import read_table, relative_folder
 
 from monai_anon.image_store import image_problems
 from monai_anon.manifest import (
+    CLOSED_SET_KEY,
+    LEAST_TO_DIVIDE,
     PARTS,
+    TO_GRAY_KEY,
     Manifest,
     ManifestError,
     entry_problems,
     save_manifest,
+    split_images,
     split_patients,
 )
 
@@ -174,14 +183,29 @@ def parts_from_column(
 
 
 def parts_by_seed(
-    entries: list[dict[str, Any]], fractions: tuple[float, ...], seed: int
+    entries: list[dict[str, Any]], fractions: tuple[float, ...], seed: int, closed_set: bool = False
 ) -> tuple[dict[str, list[dict[str, Any]]], list[str]]:
-    """Entries split by patient, and whether a part stays empty."""
-    parts = split_patients(entries, fractions, seed)
+    """Entries split by patient, or in a closed set each patient's images, and whether a part stays empty."""
+    parts = (split_images if closed_set else split_patients)(entries, fractions, seed)
     empty = [part for part, share in zip(PARTS, fractions, strict=True) if share and not parts[part]]
-    patients = len({entry["patient"] for entry in entries})
+    patients = Counter(entry["patient"] for entry in entries)
     shares = ",".join(f"{share:g}" for share in fractions)
-    return parts, [f"{patients} patients are too few for --fractions {shares}: {part} stays empty" for part in empty]
+    few = f"{len(patients)} patients are too few"
+    if closed_set:
+        enough = sum(count >= LEAST_TO_DIVIDE for count in patients.values())
+        few = f"{enough} of {len(patients)} patients have {LEAST_TO_DIVIDE} images or more, too few"
+    return parts, [f"{few} for --fractions {shares}: {part} stays empty" for part in empty]
+
+
+def closed_set_problems(parts: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """Where somebody of a closed set is not in training; by entry, since patients are not named."""
+    known = {entry["patient"] for entry in parts[PARTS[0]]}
+    return [
+        f"{part}[{index}] {entry['image']}: its patient has no image in training, where everybody of a closed set is"
+        for part in PARTS[1:]
+        for index, entry in enumerate(parts[part])
+        if entry["patient"] not in known
+    ]
 
 
 def prepare(
@@ -196,6 +220,7 @@ def prepare(
     seed: int = 0,
     fractions: tuple[float, ...] = (0.7, 0.1, 0.2),
     channels: int | None = 1,
+    marks: Mapping[str, bool] | None = None,
 ) -> tuple[Manifest, str]:
     """The manifest of a table, checked but not written, and an account of the rows used.
 
@@ -206,10 +231,13 @@ def prepare(
         where: as in `filter_rows`.
         resplit: split by patient even where a split column is named.
         channels: 1 or 3; None does not decode the images.
+        marks: what the manifest says of itself, `closed_set` or `to_gray`, where it is true.
 
     Raises:
         ManifestError: listing what is wrong.
     """
+    extra = {name: True for name, said in (marks or {}).items() if said}
+    closed_set = CLOSED_SET_KEY in extra
     table = read_table(table_path)
     problems = columns.problems(table, table_path)
     images = images or (table_path.parent / "images" if (table_path.parent / "images").is_dir() else table_path.parent)
@@ -227,9 +255,10 @@ def prepare(
     if columns.split and not resplit:
         parts, more = parts_from_column(entries, list(used[columns.split]), columns.split)
     else:
-        parts, more = parts_by_seed(entries, fractions, seed)
-    manifest = Manifest(output.parent.resolve() / output.name, names, parts)
-    problems += more + entry_problems(parts, names, manifest.folder)
+        parts, more = parts_by_seed(entries, fractions, seed, closed_set)
+    manifest = Manifest(output.parent.resolve() / output.name, names, parts, extra)
+    problems += more + entry_problems(parts, names, manifest.folder, closed_set)
+    problems += closed_set_problems(parts) if closed_set else []
     if channels:
         told = {problem.split()[0].rstrip(":") for problem in problems}
         problems += [
@@ -240,7 +269,15 @@ def prepare(
     account = f"{len(used)} of {len(table)} rows used"
     if len(used) < len(table):
         account += f" ({len(table) - len(chosen)} left out by --where, {len(chosen) - len(used)} by --classes)"
+    if closed_set:
+        account += f"; a closed set: {trained_alone(parts)} patients are in training only"
     return manifest, account
+
+
+def trained_alone(parts: dict[str, list[dict[str, Any]]]) -> int:
+    """How many patients are in training and in no other part."""
+    training, *others = ({entry["patient"] for entry in parts[part]} for part in PARTS)
+    return len(training.difference(*others))
 
 
 def _by_number(classes: list[str], numbers: dict[str, int]) -> bool:
@@ -282,16 +319,27 @@ def main(
     ] = None,
     where: Annotated[list[str] | None, typer.Option(help="Use rows with column=value only; may be repeated.")] = None,
     keep_columns: Annotated[str | None, typer.Option(help="Columns to keep in the entries, comma-separated.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the split by patient.", min=0)] = 0,
-    fractions: Annotated[str, typer.Option(help="Patients in training, validation, test.")] = "0.7,0.1,0.2",
+    closed_set: Annotated[
+        bool,
+        typer.Option(
+            "--closed-set",
+            help=f"Divide the images of each patient over the parts; with fewer than {LEAST_TO_DIVIDE} all are in "
+            "training. With --split-column parts are what it says, and may share patients.",
+        ),
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the split.", min=0)] = 0,
+    fractions: Annotated[
+        str, typer.Option(help="Patients (--closed-set: images) in training, validation, test.")
+    ] = "0.7,0.1,0.2",
     channels: Annotated[int, typer.Option(help="1: gray images (colour is refused); 3: colour.", min=1, max=3)] = 1,
+    to_gray: Annotated[bool, typer.Option("--to-gray", help="Have colour images read as gray ones.")] = False,
     check: Annotated[
         bool, typer.Option("--check/--no-check", help="Decode all images; refuse unusable and duplicate ones.")
     ] = True,
     dry_run: DryRun = False,
     overwrite: Overwrite = False,
 ) -> None:
-    """Turn a table of labels and a folder of images into a manifest, split by patient."""
+    """Turn a table of labels and a folder of images into a manifest, split by patient or as a closed set."""
     columns = Columns(image_column, patient_column, finding_column, split_column, tuple(_listed(keep_columns)))
     with plain_errors():
         output = manifest_file(output, may_exist=overwrite or dry_run)
@@ -299,16 +347,18 @@ def main(
             shares = tuple(float(share) for share in fractions.split(","))
         except ValueError as error:
             raise ManifestError(f"--fractions {fractions}: give three numbers, e.g. 0.7,0.1,0.2") from error
+        if to_gray and channels == 3:
+            raise ManifestError("--to-gray is for networks of one channel; leave it out, or leave out --channels 3")
         manifest, account = prepare(
             table, images, columns, output,
             classes=_listed(classes), where=where or [], resplit=resplit, seed=seed, fractions=shares,
-            channels=channels if check else None,
+            channels=channels if check else None, marks={CLOSED_SET_KEY: closed_set, TO_GRAY_KEY: to_gray},
         )  # fmt: skip
         typer.echo(f"{account}; classes {', '.join(manifest.classes)}\n{describe(manifest.parts, manifest.classes)}")
         if dry_run:
             typer.echo(f"dry run: {output} not written")
             return
-        save_manifest(manifest.path, manifest.parts, manifest.classes, overwrite=overwrite)
+        save_manifest(manifest.path, manifest.parts, manifest.classes, extra=manifest.extra, overwrite=overwrite)
         typer.echo(f"wrote {output}")
 
 

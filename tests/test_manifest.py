@@ -7,7 +7,15 @@ from itertools import chain
 
 import pytest
 
-from monai_anon.manifest import PARTS, ManifestError, load_manifest, save_manifest, split_patients
+from monai_anon.manifest import (
+    LEAST_TO_DIVIDE,
+    PARTS,
+    ManifestError,
+    load_manifest,
+    save_manifest,
+    split_images,
+    split_patients,
+)
 
 
 @pytest.fixture
@@ -231,3 +239,27 @@ def test_a_fraction_of_zero_gives_an_empty_part():
 def test_fractions_that_do_not_add_up_are_refused(fractions):
     with pytest.raises(ValueError, match="fractions"):
         split_patients(cohort_entries(10), fractions)
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_whether_colour_may_be_gray_is_true_or_false(tmp_path, content, value):
+    assert "'to_gray' is" in problems_of(tmp_path, {**content, "to_gray": value})
+    assert load_manifest(write(tmp_path, {**content, "to_gray": True})).to_gray
+    assert not load_manifest(write(tmp_path, content)).to_gray
+
+
+def test_images_are_divided_as_asked_and_nobody_is_compared_by_one_image():
+    counts = [1, 2, 3, 4, 4, 5, 6, 9, 12, 15, 15, 20] * 4
+    entries = [
+        {"image": f"{patient}_{number}.png", "patient": str(patient), "finding": 0}
+        for patient, count in enumerate(counts)
+        for number in range(count)
+    ]
+    parts = split_images(entries, (0.6, 0.15, 0.25), seed=1)
+    divided = sum(count for count in counts if count >= LEAST_TO_DIVIDE)
+    assert len(parts["validation"]) == pytest.approx(0.15 * divided, abs=2)
+    assert len(parts["test"]) == pytest.approx(0.25 * divided, abs=2)
+    assert {entry["patient"] for entry in parts["training"]} == {entry["patient"] for entry in entries}
+    for part in PARTS[1:]:
+        assert min(Counter(entry["patient"] for entry in parts[part]).values()) >= 2
+    assert sorted(entry["image"] for part in PARTS for entry in parts[part]) == sorted(e["image"] for e in entries)

@@ -186,3 +186,63 @@ def test_help_names_every_option(command):
     output = CliRunner().invoke(command, ["--help"], env={"COLUMNS": "200"}).output
     for option in ("table", "images", "split-column", "resplit", "classes", "where", "dry-run", "overwrite", "seed"):
         assert f"--{option}" in output
+
+
+# ---- a closed set ----
+
+
+def many(table, per_patient):
+    """The same images, of fewer patients with more images each."""
+    return table.assign(patient_id=[f"{i // per_patient:03d}" for i in range(len(table))])
+
+
+def people(manifest):
+    return [{entry["patient"] for entry in manifest.parts[part]} for part in PARTS]
+
+
+def test_a_closed_set_divides_the_images_of_each_patient(prepare, table):
+    code, output, manifest = prepare(many(table, 8), "--closed-set")
+    assert code == 0, output
+    assert manifest.closed_set
+    training, validation, test = people(manifest)
+    assert len(training) == 5 and test and validation and (test | validation) <= training
+    assert [len(manifest.parts[part]) for part in PARTS] == [28, 4, 8]
+    assert "a closed set:" in output
+    again = prepare(many(table, 8).sample(frac=1, random_state=0), "--closed-set", output="again")[2]
+    other = prepare(many(table, 8), "--closed-set", "--seed", "1", output="other")[2]
+    names = [
+        {part: {entry["image"] for entry in one.parts[part]} for part in PARTS} for one in (manifest, again, other)
+    ]
+    assert names[0] == names[1] != names[2]
+
+
+def test_patients_with_too_few_images_are_in_training_only(prepare, table):
+    table.loc[:29, "patient_id"] = [f"{i // 6:03d}" for i in range(30)]  # the last ten images are of five patients
+    code, output, manifest = prepare(table, "--closed-set")
+    assert code == 0, output
+    few = {f"{i:03d}" for i in range(15, 20)}
+    training, validation, test = people(manifest)
+    assert few <= training and not few & (validation | test)
+    for part in PARTS[1:]:
+        counts = pd.Series([entry["patient"] for entry in manifest.parts[part]]).value_counts()
+        assert counts.min() >= 2, "who is compared with people needs two images"
+
+
+def test_a_closed_set_that_cannot_be_is_refused(prepare, table):
+    code, output, manifest = prepare(table, "--closed-set")
+    assert (code, manifest) == (1, None)
+    assert "0 of 20 patients have 3 images or more, too few for --fractions 0.7,0.1,0.2: test stays empty" in output
+    code, output, _ = prepare(many(table, 8), "--closed-set", "--fractions", "0,0.5,0.5")
+    assert code == 1 and "everybody is in training, which gets nothing" in output
+
+
+def test_a_closed_set_may_follow_a_column_that_has_everybody_in_training(prepare, table):
+    table["split"] = ["train", "val", "train", "test"] * 10
+    closed = many(table, 4)
+    code, output, manifest = prepare(closed, "--closed-set", "--split-column", "split")
+    assert code == 0, output
+    assert manifest.closed_set and [len(one) for one in people(manifest)] == [10, 10, 10]
+    assert "one patient in" in prepare(closed, "--split-column", "split", output="apart")[1]
+    closed.loc[closed["patient_id"] == "003", "split"] = "test"
+    code, output, _ = prepare(closed, "--closed-set", "--split-column", "split", output="unknown")
+    assert code == 1 and output.count("its patient has no image in training") == 4 and "003" not in output
