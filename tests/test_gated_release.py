@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from toy_gate import ToyDecoder, toy_comparators, toy_gate, toy_images, toy_network
+from toy_gate import SIZES, ToyDecoder, toy_comparators, toy_gate, toy_images, toy_network
 
-from monai_anon.channel import RESPONSE
+from monai_anon.channel import RESPONSE, Channel
 from monai_anon.gate import Decision, Gate, Reason, written
 from monai_anon.gated_release import OriginalCheck, anonymise_through, bits, default_check
 
@@ -104,8 +104,8 @@ def test_a_veto_comes_after_the_other_checks_have_passed(network):
 def test_the_default_keeps_the_bound_of_each_policy():
     expected = {"code": OriginalCheck.VETO, "residual": OriginalCheck.REDRAW, "latents": OriginalCheck.REDRAW}
     for policy, check in expected.items():
-        assert default_check(toy_network(policy).channel) is check
-    assert default_check(toy_network(epsilon=2.0).channel) is OriginalCheck.OFF
+        assert default_check(Channel(SIZES, policy=policy)) is check
+    assert default_check(Channel(SIZES, epsilon=2.0)) is OriginalCheck.OFF
 
 
 def test_the_response_is_the_first_draws_in_every_draw(monkeypatch):
@@ -170,7 +170,7 @@ def test_a_gate_with_a_fault_draws_nothing(network):
 
 def test_images_of_another_shape_and_of_nan_are_withheld(network, monkeypatch):
     images = toy_images(3)
-    monkeypatch.setattr(network.disentangler.decoder, "forward", lambda z: ToyDecoder()(z)[..., :6])
+    monkeypatch.setattr(network.disentangler.decoder, "forward", lambda z: ToyDecoder()(z).reshape(-1, 1, 8, 4))
     result = anonymise_through(toy_gate(network), network, images, Noise(network, 3), tries=2)
     assert result.pixels.shape == images.shape and not result.pixels.any()
     assert {decision.reasons for decision in result.decisions} == {(Reason.CHECK_FAILED,)}
