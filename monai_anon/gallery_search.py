@@ -22,7 +22,7 @@ from torch import Tensor
 
 from monai_anon.identities import Gallery
 
-_ASKED, _ROWS = 64, 8192  # of a block of similarities: 2 MB
+_ASKED, _ROWS = 64, 32768  # of a block of similarities: 8 MB; smaller ones wait for each other on busy cores
 _LENGTH_TOLERANCE = 1e-3
 _FORMAT = "monai_anon.gallery"
 

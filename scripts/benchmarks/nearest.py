@@ -23,12 +23,12 @@ def measure(
     rounds: int = 3,
     memory: bool = True,
 ) -> dict[str, Any]:
-    """Milliseconds a query, and peak memory above that of the gallery, of exact searches that find the same.
+    """Milliseconds a query, and peak memory above that of making the gallery, of exact searches that find the same.
 
     Args:
         patients: in each gallery.
         images: of each patient.
-        queries: asked at once; of the memory, also four times as many.
+        queries: asked at once; of the memory, also four times as many (`blocks_4`, `whole_4`).
         length: of a vector.
         rounds: turns of each candidate.
         memory: measure peak memory, each in a process of its own.
@@ -61,11 +61,14 @@ def one(people: int, images: int, queries: int, length: int, rounds: int, memory
         "ratio_over_sklearn": timings.speed_up("blocks", "sklearn").median,
     }
     if memory:
+        asked_of = {"nothing": ("", 1), "blocks": ("blocks", 1), "blocks_4": ("blocks", 4), "whole_4": ("whole", 4)}
         peaks = {
-            count: timing.peak_memory(search_once, name, people, images, queries * times, length)
-            for count, name, times in (("nothing", "", 1), ("once", "blocks", 1), ("four_times", "blocks", 4))
+            case: timing.peak_memory(search_once, name, people, images, queries * times, length)
+            for case, (name, times) in asked_of.items()
         }
-        result["peak_mb"] = {name: max(0.0, peaks[name] - peaks["nothing"]) for name in ("once", "four_times")}
+        result["peak_mb"] = {
+            case: max(0.0, peak - peaks["nothing"]) for case, peak in peaks.items() if case != "nothing"
+        }
     return result
 
 
