@@ -1,5 +1,6 @@
 """The newcomer's path: the documented commands, one after the other, into one folder."""
 
+import json
 import os
 import shlex
 import subprocess
@@ -38,7 +39,7 @@ def demo_stages(bundle: Path, output: Path, seed: int) -> list[Stage]:
     tables = [*bundle_run, "evaluating", *config("evaluate.json", "quick_evaluate.json"), *where]
     tables += ["--model_file", str(run / "model.pt"), "--output_dir", str(output / "evaluation")]
     tables += ["--judges_dir", str(output / "judges")]
-    phantom = [*python, "monai_anon", "phantom", "chest", str(fresh), "--seed", "1", "--overwrite"]
+    phantom = [*python, "monai_anon", "phantom", cohort_kind(bundle), str(fresh), "--seed", "1", "--overwrite"]
     phantom += ["--images", "20,20,20", "--patients", "6,6,6"]
     anonymize = [*python, "monai_anon", "anonymize", str(fresh / "images"), str(output / "anonymised"), "--overwrite"]
     anonymize += ["--bundle", str(bundle), "--model", str(run / "model.pt"), "--seed", str(seed)]
@@ -46,9 +47,22 @@ def demo_stages(bundle: Path, output: Path, seed: int) -> list[Stage]:
         Stage("stage 1: split images into identity, medical and residual latents (quick.json)", stage_1),
         Stage("stage 2: a VAE that makes synthetic identities", stage_2),
         Stage("train independent judges, measure, write Tables 2 and 3", tables),
-        Stage("generate 60 images of 18 people whom the model has never seen", phantom),
+        Stage("generate 60 images of people whom the model has never seen", phantom),
         Stage("anonymise them", anonymize),
     ]
+
+
+def cohort_kind(bundle: Path) -> str:
+    """Which generated cohort a bundle trains on.
+
+    Raises:
+        ValueError: no such bundle.
+    """
+    path = bundle / "configs" / "train.json"
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; --bundle takes a bundle's folder, such as bundles/chest")
+    config = json.loads(path.read_text(encoding="utf-8"))
+    return str(config["manifest_path"]["kind"])
 
 
 def printed(command: list[str]) -> str:
@@ -76,15 +90,15 @@ def run_demo(bundle: Path, output: Path, seed: int = 0, say: Callable[[str], Non
                 f"step {number} ({stage.title}) ended with exit code {code}; run the command above to see more"
             )
         say(f"[{number}/5] took {time.monotonic() - before:.0f} s")
-    say(summary(output, time.monotonic() - started))
+    say(summary(output, time.monotonic() - started, cohort_kind(bundle)))
 
 
-def summary(output: Path, seconds: float) -> str:
+def summary(output: Path, seconds: float, kind: str) -> str:
     """What was written, and how to look at it."""
     pictures = sorted((output / "training" / "pictures").glob("grid_*.png"))
     lines = [
         f"\nDone in {seconds / 60:.1f} minutes. Under {output}:",
-        "  cohort/chest_64/           generated images, manifest.json, factors.csv (the exact truth)",
+        f"  cohort/{f'{kind}_64/':20}generated images, manifest.json, factors.csv (the exact truth)",
         "  training/model.pt          the anonymizer: both stages' weights, tensors only",
         f"  training/pictures/         originals, reconstructions, swaps, anonymised ({len(pictures)} sheets)",
         "  evaluation/report.md       Tables 2 and 3, the judges' own quality first; rows.jsonl and CSV beside it",

@@ -23,6 +23,18 @@ def test_every_config_that_the_demo_names_exists() -> None:
     assert all(Path(name).is_file() for name in named)
 
 
+@pytest.mark.parametrize("name", ["chest", "face", "iris"])
+def test_the_new_people_are_of_the_bundles_kind(name: str) -> None:
+    commands = [stage.command for stage in demo_stages(ROOT / "bundles" / name, Path("out"), 0)]
+    (made,) = [command for command in commands if "phantom" in command]
+    assert made[made.index("phantom") + 1] == name
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"train\.json is missing; --bundle takes a bundle's folder"):
+        demo_stages(tmp_path, Path("out"), 0)
+
+
 def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = CliRunner().invoke(app, ["demo", "--dry-run", "--output", str(out), "--bundle", str(BUNDLE)])
