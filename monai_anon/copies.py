@@ -1,4 +1,4 @@
-"""Generated images as files of their own: checked, in the model's form or the original's, written whole or not at all.
+"""Generated images as files of their own: checked, in the model's form or the original's.
 
 A file holds pixels alone: PNG without any chunk but those, NIfTI with a header and a geometry that say nothing, DICOM
 as `dicom.py` writes it.
@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
-import secrets
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,7 +18,8 @@ from monai_anon.dicom import DicomSettings, dicom_bytes
 from monai_anon.originals import Original
 from monai_anon.readers import restore_shape, to_uint8
 
-_RANGE_TOLERANCE = 1e-3
+RANGE_TOLERANCE = 1e-3
+"""By how much rounding may leave [-1, 1]."""
 
 
 class WithheldError(ValueError):
@@ -37,7 +35,7 @@ def to_levels(generated: Tensor, original: Original, keep_form: bool) -> np.ndar
     """
     if not torch.isfinite(generated).all():
         raise WithheldError("the model gave values that are NaN or infinite")
-    if float(generated.abs().max()) > 1 + _RANGE_TOLERANCE:
+    if float(generated.abs().max()) > 1 + RANGE_TOLERANCE:
         raise WithheldError("the model gave values outside of [-1, 1]")
     if torch.equal(to_uint8(generated), original.pixels):
         raise WithheldError("the model gave the original back")
@@ -64,31 +62,6 @@ def copy_bytes(
         bits = original.full_scale.bit_length() if keep_form else 8
         return dicom_bytes(levels, bits, original.header, dicom or DicomSettings())
     return _nifti_bytes(levels) if original.kind == "nifti" else _png_bytes(levels)
-
-
-def write_whole(content: bytes, target: Path, overwrite: bool = False) -> None:
-    """Write a file, all of it or nothing; its folder is made where missing.
-
-    Raises:
-        FileExistsError: `target` is there and not to be overwritten, even if it has come only now.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with draft.open("xb") as file:
-            file.write(content)
-        if not overwrite:
-            try:
-                os.link(draft, target)  # unlike a rename it fails where something stands
-                return
-            except FileExistsError:
-                raise
-            except OSError as error:  # a file system without hard links
-                if os.path.lexists(target):
-                    raise FileExistsError(error.errno, "exists already", str(target)) from error
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 def _gray(levels: np.ndarray) -> np.ndarray:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import secrets
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from monai_anon.identities import Gallery
+from monai_anon.whole_files import write_bytes
 
 _ASKED, _ROWS = 64, 32768  # of a block of similarities: 8 MB; smaller ones wait for each other on busy cores
 _LENGTH_TOLERANCE = 1e-3
@@ -134,18 +134,9 @@ class SearchableGallery:
 
         It is to be kept on site, and its name should hold "gallery" and end with .safetensors: git leaves such out.
         """
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
         header = {_FORMAT: json.dumps({"encoder": self.encoder})}
         content = save({"vectors": self.vectors.contiguous(), "patient": self.patient.contiguous()}, header)
-        draft = path.with_name(f".{secrets.token_hex(8)}.part")
-        try:
-            with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(content)
-            draft.replace(path)
-        finally:
-            draft.unlink(missing_ok=True)
-        return path
+        return write_bytes(path, content, mode=0o600)
 
     @staticmethod
     def read(path: str | Path, encoder: str) -> SearchableGallery:

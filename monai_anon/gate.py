@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
+from monai_anon.copies import RANGE_TOLERANCE
 from monai_anon.datasets import file_digest
 from monai_anon.evaluation.judges import Judges
 from monai_anon.gallery_search import GalleryError, OtherModelError, SearchableGallery, unit
@@ -32,7 +33,6 @@ logger = logging.getLogger("monai_anon")
 
 TOLERANCE = 0.2
 """By how much the probability of the finding may change."""
-_RANGE_TOLERANCE = 1e-3  # as release.py's
 GALLERY, CALIBRATION = "gallery_{}.safetensors", "calibration_{}.json"
 """Files of a comparator in the site's folder, by its name."""
 
@@ -230,7 +230,7 @@ class Gate:
         notes = [_Note() for _ in generated]
         finite = torch.isfinite(generated).flatten(1).all(1).cpu()
         _mark(notes, Reason.NOT_FINITE, finite)
-        _mark(notes, Reason.OUT_OF_RANGE, ~(generated.abs().flatten(1).amax(1).cpu() > 1 + _RANGE_TOLERANCE))
+        _mark(notes, Reason.OUT_OF_RANGE, ~(generated.abs().flatten(1).amax(1).cpu() > 1 + RANGE_TOLERANCE))
         pixels = written(generated)
         _mark(notes, Reason.CONSTANT, pixels.flatten(1).amax(1) > pixels.flatten(1).amin(1))
         images = to_model_range(pixels)

@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_anon.channel import RESPONSE
-from monai_anon.copies import WithheldError, copy_bytes, write_whole
+from monai_anon.copies import WithheldError, copy_bytes
 from monai_anon.dicom import DicomSettings
 from monai_anon.jobs import Job, Refusal
 from monai_anon.originals import Original, read_original
 from monai_anon.readers import ReadError, to_model_range
+from monai_anon.whole_files import write_bytes
 
 _MOST_FILES = 8  # at once, however many cores there are: a large one takes some 100 MB while it is decoded
 
@@ -189,7 +190,7 @@ def _write_copy(
 ) -> Refusal | None:
     """Write an image that passes the checks; else nothing, and why."""
     try:
-        write_whole(copy_bytes(generated, original, keep_form, dicom), job.target, overwrite)
+        write_bytes(job.target, copy_bytes(generated, original, keep_form, dicom), overwrite)
     except WithheldError as error:
         return Refusal(job.source, str(error))
     except OSError as error:

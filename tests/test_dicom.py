@@ -12,8 +12,9 @@ import pytest
 import torch
 from dicom_files import DX, GRADIENT, PLANTED, SC, ULTRASOUND, found_in, planted_header, pydicom, write_dicom
 from PIL import Image
+from tiny import FakeAnonymizer
 from tiny_bundle import SIZE, tiny_anonymizer, write_bundle
-from torch import Tensor, nn
+from torch import nn
 from typer.testing import CliRunner, Result
 
 from monai_anon.__main__ import app
@@ -27,19 +28,8 @@ KEY = Key(b"k" * 32)
 CODE = DicomSettings(KEY, bits=5.0, policy="code")
 
 
-class Fake(nn.Module):
-    noise_size = 3
-
-    def __init__(self, answer) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
-        return self.answer(image.clone())
-
-
-CONSTANT = Fake(lambda image: torch.full_like(image, 0.25))
-INVERTED = Fake(lambda image: -image)
+CONSTANT = FakeAnonymizer(lambda image: torch.full_like(image, 0.25))
+INVERTED = FakeAnonymizer(lambda image: -image)
 
 
 def run(folder: Path, out: Path, model: nn.Module = CONSTANT, dicom: DicomSettings = CODE, **options):

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, PngImagePlugin
+from tiny import FakeAnonymizer
 from tiny_bundle import SIZE, tiny_anonymizer
 from torch import Tensor, nn
 
 from monai_anon import release
 from monai_anon.jobs import Job, Refusal
-from monai_anon.release import FileAnonymizer, image_noise, read_original, write_whole
+from monai_anon.release import FileAnonymizer, image_noise, read_original, write_bytes
 
 
 def save(path: Path, height: int = SIZE, width: int = SIZE, top: int = 255, mode: str = "L", **options) -> Job:
@@ -50,19 +51,6 @@ def chunks(path: Path) -> list[bytes]:
     return names
 
 
-class Fake(nn.Module):
-    """Gives what `answer` makes of the images."""
-
-    noise_size = 3
-
-    def __init__(self, answer) -> None:
-        super().__init__()
-        self.answer = answer
-
-    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
-        return self.answer(image.clone())
-
-
 @pytest.mark.parametrize(("height", "width"), [(SIZE, SIZE), (50, 47), (20, 64), (90, 31)])
 def test_a_copy_has_its_originals_size_and_is_another_picture(tmp_path: Path, height: int, width: int) -> None:
     job = save(tmp_path / "a.png", height, width)
@@ -79,7 +67,7 @@ def test_in_the_models_form_a_file_tells_no_more_than_its_pixels(tmp_path: Path)
     for name, form in forms.items():
         (tmp_path / name).mkdir()
         job = save(tmp_path / name / "a.png", **form)
-        assert run([job], Fake(lambda image: torch.full_like(image, 0.25)), keep_form=False) == []
+        assert run([job], FakeAnonymizer(lambda image: torch.full_like(image, 0.25)), keep_form=False) == []
         copies.append(job.target.read_bytes())
     assert len(set(copies)) == 1
     with Image.open(job.target) as copy:
@@ -90,7 +78,7 @@ def test_a_randomised_response_does_not_follow_from_the_seed(tmp_path: Path) -> 
     """Two copies made with one seed and one response would tell apart what the response is to hide."""
     job, seen = save(tmp_path / "a.png"), []
 
-    class Responding(Fake):
+    class Responding(FakeAnonymizer):
         channel = SimpleNamespace(epsilon=0.5)
         noise_size = 5
 
@@ -126,7 +114,7 @@ def test_a_jpeg_becomes_a_png_of_pixels_alone(tmp_path: Path, suffix: str) -> No
 @pytest.mark.parametrize(("top", "full_scale"), [(255, 255), (4000, 4095), (60000, 65535)])
 def test_sixteen_bits_stay_sixteen_bits_in_the_same_range(tmp_path: Path, top: int, full_scale: int) -> None:
     job = save(tmp_path / "a.png", 40, 40, top, mode="I;16")
-    inverted = Fake(lambda image: -image)
+    inverted = FakeAnonymizer(lambda image: -image)
     assert run([job], inverted) == []
     with Image.open(job.target) as copy:
         assert copy.mode == "I;16"
@@ -149,7 +137,7 @@ def test_a_colour_model_takes_gray_and_colour_images(tmp_path: Path) -> None:
     gray, colour = save(tmp_path / "gray.png"), save(tmp_path / "colour.png")
     picture = Image.merge("RGB", [Image.open(gray.source), *[Image.open(colour.source)] * 2])
     picture.save(colour.source)
-    inverted = Fake(lambda image: -image)
+    inverted = FakeAnonymizer(lambda image: -image)
     assert run([gray, colour], inverted, channels=3) == []
     assert np.abs(pixels(gray.target) - (255 - pixels(gray.source))).max() <= 1
     assert np.abs(pixels(colour.target) - (255 - pixels(colour.source))).max() <= 1
@@ -263,7 +251,7 @@ def test_an_image_that_came_out_wrong_is_withheld_alone(tmp_path: Path, answer, 
         answered = answer(image)
         return torch.cat([answered[:1], -image[1:]])
 
-    (refusal,) = run(jobs, Fake(turned))
+    (refusal,) = run(jobs, FakeAnonymizer(turned))
     assert refusal.path == jobs[0].source and reason in refusal.reason
     assert not jobs[0].target.exists() and jobs[1].target.exists()
 
@@ -271,7 +259,7 @@ def test_an_image_that_came_out_wrong_is_withheld_alone(tmp_path: Path, answer, 
 @pytest.mark.parametrize("answer", [lambda image: image[:, :, :16], lambda image: image[:1], lambda image: image[0]])
 def test_images_of_a_wrong_shape_are_withheld(tmp_path: Path, answer) -> None:
     jobs = [save(tmp_path / "a.png"), save(tmp_path / "bb.png")]
-    refusals = run(jobs, Fake(lambda image: answer(-image)))
+    refusals = run(jobs, FakeAnonymizer(lambda image: answer(-image)))
     assert [refusal.path for refusal in refusals] == [job.source for job in jobs]
     assert all("shape" in refusal.reason for refusal in refusals)
     assert not any(job.target.exists() for job in jobs)
@@ -295,7 +283,7 @@ def test_files_are_read_and_written_side_by_side_and_refused_in_their_order(tmp_
         return run
 
     monkeypatch.setattr(release, "read_original", beside_another(read_original))
-    monkeypatch.setattr(release, "write_whole", beside_another(write_whole))
+    monkeypatch.setattr(release, "write_bytes", beside_another(write_bytes))
     reported = [refusal.path for refusal in run([*jobs, jobs[1]], batch_size=7)]
     assert reported == [jobs[1].source, jobs[1].source, jobs[4].source]
     assert [job.target.exists() for job in jobs] == [True, False, True, True, True, True]
@@ -319,26 +307,6 @@ def test_many_cores_do_not_decode_a_whole_batch_at_once(tmp_path: Path, monkeypa
     monkeypatch.setattr(release, "read_original", counted)
     assert run(jobs, batch_size=20) == []
     assert 1 < max(most) <= 8 and len(most) == 20
-
-
-def test_a_file_is_written_whole_or_not_at_all_and_replaced_only_if_asked(tmp_path: Path, monkeypatch) -> None:
-    target = tmp_path / "new" / "a.png"
-    write_whole(b"black", target)
-    with pytest.raises(FileExistsError):
-        write_whole(b"white", target)
-    assert target.read_bytes() == b"black"
-    write_whole(b"white", target, overwrite=True)
-    assert target.read_bytes() == b"white"
-
-    def full(self, *arguments) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, "replace", full)  # what was written of the draft goes, too
-    for path in (target, tmp_path / "new" / "b.png"):
-        with pytest.raises(OSError, match="No space"):
-            write_whole(b"black", path, overwrite=True)
-    assert [path.name for path in target.parent.iterdir()] == ["a.png"]
-    assert target.read_bytes() == b"white"
 
 
 def test_a_file_that_has_come_meanwhile_stays_also_without_hard_links(tmp_path: Path, monkeypatch) -> None:

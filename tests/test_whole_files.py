@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_anon.whole_files import write_text
+from monai_anon.whole_files import write_bytes, write_text
 
 
 def test_a_file_is_written_with_its_folder_and_replaced(tmp_path: Path) -> None:
@@ -25,3 +25,27 @@ def test_what_fails_on_the_way_leaves_the_old_file_and_nothing_beside_it(
     with pytest.raises(OSError, match="no space left"):
         write_text(path, "new")
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_file_is_written_whole_or_not_at_all_and_replaced_only_if_asked(tmp_path: Path, monkeypatch) -> None:
+    target = tmp_path / "new" / "a.png"
+    write_bytes(target, b"black", overwrite=False)
+    with pytest.raises(FileExistsError):
+        write_bytes(target, b"white", overwrite=False)
+    assert target.read_bytes() == b"black"
+    write_bytes(target, b"white")
+    assert target.read_bytes() == b"white"
+
+    def full(self, *arguments) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full)  # what was written of the draft goes, too
+    for path in (target, tmp_path / "new" / "b.png"):
+        with pytest.raises(OSError, match="No space"):
+            write_bytes(path, b"black")
+    assert [path.name for path in target.parent.iterdir()] == ["a.png"]
+    assert target.read_bytes() == b"white"
+
+
+def test_a_file_has_the_permissions_it_is_given(tmp_path: Path) -> None:
+    assert write_bytes(tmp_path / "secret", b"x", mode=0o600).stat().st_mode & 0o777 == 0o600

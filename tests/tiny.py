@@ -1,6 +1,7 @@
 """Networks, batches and a cohort small enough for a test, shared by several test files."""
 
 import torch
+from torch import Tensor, nn
 
 from monai_anon.channel import Channel
 from monai_anon.channel_fitting import fit_channel
@@ -68,3 +69,16 @@ def tiny_cohort(images=30, patients=10, seed=0):
     pixels = torch.randint(256, (images, 1, SIZE, SIZE), generator=generator).to(torch.uint8)
     index = torch.arange(images)
     return Cohort(pixels, index % patients, index // 2 % 2, [{}] * images, ["absent", "effusion"], name="tiny")
+
+
+class FakeAnonymizer(nn.Module):
+    """Gives what `answer` makes of the images."""
+
+    noise_size = 3
+
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, image: Tensor, noise: Tensor) -> Tensor:
+        return self.answer(image.clone())

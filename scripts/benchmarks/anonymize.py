@@ -17,11 +17,12 @@ from PIL import Image
 
 from benchmarks import timing
 from monai_anon.bundles import load_anonymizer
-from monai_anon.copies import copy_bytes, write_whole
+from monai_anon.copies import copy_bytes
 from monai_anon.jobs import Job, plan_files
 from monai_anon.phantoms import chest
 from monai_anon.phantoms.rendering import MAX_SIZE
 from monai_anon.release import FileAnonymizer, read_original
+from monai_anon.whole_files import write_bytes
 
 BUNDLE = timing.ROOT / "bundles/chest"
 MODEL_BATCHES = (1, 16, 64)
@@ -141,7 +142,7 @@ def parts(anonymizer: FileAnonymizer, jobs: Sequence[Job], rounds: int, device: 
 
     def write() -> None:
         for image, original, job in zip(generated, originals, jobs, strict=True):
-            write_whole(copy_bytes(image, original, keep_form=True), job.target, overwrite=True)
+            write_bytes(job.target, copy_bytes(image, original, keep_form=True))
 
     timings = timing.alternate({"reading": read, "model": generate, "writing": write}, rounds, device, warm_up=0)
     return {name: 1e3 * timings.median(name) / len(jobs) for name in timings.seconds}
