@@ -17,11 +17,12 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_anon import losses
-from monai_anon.cohort import Cohort, PairLoader
+from monai_anon.cohort import Cohort
 from monai_anon.compute import Compute, described, uncompiled
 from monai_anon.engines import StepTrainer
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
-from monai_anon.ranks import world_size
+from monai_anon.pairs import PairLoader
+from monai_anon.ranks import first_rank, world_size
 from monai_anon.readers import to_uint8
 from monai_anon.whole_files import write_text
 
@@ -64,8 +65,8 @@ class ConfoundingNote:
 
     def __call__(self, trainer: StepTrainer) -> None:
         changing, several = self.cohort.changing_findings()
-        if self.handled or changing >= self.least * max(several, 1) or not logger.isEnabledFor(logging.INFO):
-            return  # a rank that is told to be quiet is quiet
+        if self.handled or changing >= self.least * max(several, 1) or not first_rank():
+            return
         logger.warning(
             "the finding changes in %d of %d patients with several images: identity and finding cannot be told apart, "
             "and a counterfactual will hardly change anything. Add confounded.json, behind train.json",

@@ -73,6 +73,11 @@ def world_size() -> int:
     return dist.get_world_size() if distributed() else 1
 
 
+def first_rank() -> bool:
+    """Whether this process is the one that speaks and writes."""
+    return not distributed() or dist.get_rank() == 0
+
+
 def agreed(number: int, device: torch.device | str) -> bool:
     """Whether all ranks hold the same number; waits for all of them."""
     if not distributed():

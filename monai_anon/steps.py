@@ -67,12 +67,11 @@ class DisentanglementStep:
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
         classes = recogniser.head.out_features if recogniser is not None else 0
         self.independence = Independence(weighted, model.encoder.latent_sizes, recipe.noise, classes)
-        self.exchanges: dict[str, FindingExchange] = {}
-        if recipe.finding_exchange > 0:
-            sizes = model.medical_classifier.classes, model.encoder.latent_sizes[0]
-            self.exchanges["finding_exchange"] = FindingExchange(*sizes, recipe.finding_exchange)
+        sizes = model.medical_classifier.classes, model.encoder.latent_sizes[0]
+        self.exchange = FindingExchange(*sizes, recipe.finding_exchange) if recipe.finding_exchange > 0 else None
         guides = [recogniser] if recogniser is not None else []
-        self.memories = {**self.independence.correlations, **self.exchanges}
+        exchange = {} if self.exchange is None else {"finding_exchange": self.exchange}
+        self.memories = self.independence.correlations | exchange
         for other in (*self.critics.values(), *self.memories.values(), *guides):
             other.to(next(model.parameters()).device)
         self.compute = compute
@@ -147,12 +146,12 @@ class DisentanglementStep:
 
     def exchanged(self, source: Latents, batch: Batch) -> Latents:
         """`sources` with the finding taken out of their identities, where the recipe says so."""
-        for exchange in self.exchanges.values():
-            finding = batch["finding_ori"]
-            if self.recipe.identity_from_same:
-                finding = torch.cat([batch["finding_same"], finding])
-            source = source._replace(identity=exchange(source.identity, finding))
-        return source
+        if self.exchange is None:
+            return source
+        finding = batch["finding_ori"]
+        if self.recipe.identity_from_same:
+            finding = torch.cat([batch["finding_same"], finding])
+        return source._replace(identity=self.exchange(source.identity, finding))
 
     def noisy(self, z: Latents) -> Latents:
         return Latents(

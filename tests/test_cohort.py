@@ -9,9 +9,10 @@ from PIL import Image
 
 from monai_anon import cohort as cohort_module
 from monai_anon import image_store
-from monai_anon.cohort import Cohort, PairLoader, PairSampler
+from monai_anon.cohort import Cohort
 from monai_anon.image_store import CohortError, check_images
 from monai_anon.manifest import PARTS, load_manifest, save_manifest
+from monai_anon.pairs import PairLoader, PairSampler
 
 
 def make_cohort(patient, finding, classes=("absent", "effusion"), size=4):

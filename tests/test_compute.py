@@ -12,13 +12,13 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from monai_anon import compute
-from monai_anon.cohort import PairLoader
 from monai_anon.compute import MODES, Compute, bf16_pays, chosen
 from monai_anon.engines import StepEvaluator
 from monai_anon.handlers import ComputeNote, ImageGrid, ReplacementScore
 from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import Decoder, Discriminator, Disentangler, Encoder, LatentClassifier, Recogniser
 from monai_anon.optimisation import Optimisation
+from monai_anon.pairs import PairLoader
 from monai_anon.recipe import Recipe
 from monai_anon.recognition import RecogniserStep, finding_objective
 

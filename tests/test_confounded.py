@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_anon.cohort import Cohort, PairLoader
+from monai_anon.cohort import Cohort
 from monai_anon.identity_objectives import ContrastiveIdentity
 from monai_anon.networks import Decoder, Disentangler, Encoder, LatentClassifier
 from monai_anon.optimisation import Optimisation
+from monai_anon.pairs import PairLoader
 from monai_anon.recipe import Recipe
 from monai_anon.steps import DisentanglementStep
 

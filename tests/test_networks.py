@@ -10,6 +10,7 @@ from tiny import LATENT_SIZES, SIZE, tiny_channel, tiny_disentangler
 from torch import nn
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
+from monai_anon.initial_weights import initialised
 from monai_anon.networks import (
     Decoder,
     Discriminator,
@@ -19,7 +20,6 @@ from monai_anon.networks import (
     LatentClassifier,
     Latents,
     Recogniser,
-    initialised,
     normalisation,
 )
 

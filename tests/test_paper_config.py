@@ -15,7 +15,8 @@ from monai_anon.channel_fitting import fit_channel
 from monai_anon.identities import Gallery
 from monai_anon.identity_objectives import ClassifiedIdentity, SiameseIdentity
 from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
-from monai_anon.networks import TEMPLATES, IdentityVAE, Latents
+from monai_anon.initial_weights import TEMPLATES
+from monai_anon.networks import IdentityVAE, Latents
 from monai_anon.recipe import TERMS
 from monai_anon.steps import DisentanglementStep
 

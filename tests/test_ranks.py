@@ -17,13 +17,13 @@ from tiny import pair_batch, tiny_cohort, tiny_discriminator, tiny_disentangler,
 from torch import nn
 
 from monai_anon import ranks
-from monai_anon.cohort import PairLoader, PairSampler
 from monai_anon.engines import Resume, StepTrainer
 from monai_anon.identities import Gallery, IdentityPairs
 from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdentity, SiameseIdentity, SummedIdentity
 from monai_anon.identity_vae_step import IdentityVAEStep
 from monai_anon.networks import Discriminator, IdentityVAE
 from monai_anon.optimisation import Optimisation
+from monai_anon.pairs import PairLoader, PairSampler
 from monai_anon.recipe import Recipe
 from monai_anon.steps import DisentanglementStep
 

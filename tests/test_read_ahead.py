@@ -8,7 +8,8 @@ import pytest
 import torch
 from test_cohort import make_cohort
 
-from monai_anon.cohort import Cohort, PairLoader, PairSampler
+from monai_anon.cohort import Cohort
+from monai_anon.pairs import PairLoader, PairSampler
 from monai_anon.read_ahead import ReadAhead
 
 ORDER = [0, 1, 2, 7, 8, 3, 3, 2, 9, 10, 11]

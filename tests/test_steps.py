@@ -214,7 +214,7 @@ def test_a_discriminator_without_weight_is_dropped_and_not_kept_in_checkpoints()
 def test_the_exchange_is_told_the_finding_of_the_image_that_each_identity_is_of(identity_from_same):
     step = make_step(Recipe({"ssim": 1.0}, finding_exchange=0.5, identity_from_same=identity_from_same))
     told = []
-    step.exchanges["finding_exchange"].register_forward_hook(lambda _, given, __: told.append(given))
+    step.exchange.register_forward_hook(lambda _, given, __: told.append(given))
     batch = pair_batch()
     step.updater = Recorder()
     step(batch, 0.5)

@@ -21,8 +21,9 @@ from monai.transforms import Compose, EnsureChannelFirstd, EnsureTyped, LoadImag
 from torch import Tensor
 
 from benchmarks import timing
-from monai_anon.cohort import Cohort, PairLoader, PairSampler
+from monai_anon.cohort import Cohort
 from monai_anon.manifest import PARTS, Manifest, load_manifest
+from monai_anon.pairs import PairLoader, PairSampler
 from monai_anon.phantoms import chest
 from monai_anon.phantoms.sizes import part_sizes
 

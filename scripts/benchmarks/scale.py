@@ -26,9 +26,10 @@ from PIL import Image
 from benchmarks import timing
 from benchmarks.data import forget
 from monai_anon import image_store
-from monai_anon.cohort import Cohort, PairLoader, PairSampler
+from monai_anon.cohort import Cohort
 from monai_anon.image_cache import ImageFile, digest_of
 from monai_anon.manifest import Manifest, load_manifest, save_manifest
+from monai_anon.pairs import PairLoader, PairSampler
 from monai_anon.phantoms import chest
 
 CHEXPERT_IMAGES, CHEXPERT_PATIENTS = 224_316, 65_240  # Irvin et al. 2019
