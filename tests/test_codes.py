@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from test_channel_curve import scene, subject  # noqa: F401 (a fixture)
 
-from monai_anon.evaluation.attacks.codes import codes, image_hits, pair_scores
+from monai_anon.evaluation.attacks.codes import codes, codes_of, image_hits, pair_scores
+from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject
 
 
@@ -56,6 +57,18 @@ def test_the_oracle_links_by_the_very_image_up_to_its_bound(scene):  # noqa: F81
         assert {"oracle_auc", "oracle_rank_1"} < set(rows)
     assert found[16]["oracle_image_rank_1"].value > found[2]["oracle_image_rank_1"].value
     assert not [curve for curve in scene.curves if curve["attack"] == "oracle"]
+
+
+def test_a_patient_with_many_images_counts_once(scene):  # noqa: F811
+    patients = scene.test.patient.numpy()
+    first = np.unique(patients, return_index=True)[1]
+    kept = np.union1d(first, np.flatnonzero(patients < np.median(patients)))  # of half of them one image alone
+    uneven = Scene(scene.training, None, scene.test.subset(kept), scene.judges, n_bootstrap=5, progress=False)
+    one = subject(policy="code", prototypes=16)
+    (row,) = [row for row in codes(one, uneven) if row.metric == "oracle_image_rank_1"]
+    hits, owner = image_hits(codes_of(one, uneven, "test"), uneven.patients), uneven.patients
+    each = np.mean([hits[owner == patient].mean() for patient in np.unique(owner)])
+    assert row.value == pytest.approx(each) and abs(each - hits.mean()) > 1e-4
 
 
 @pytest.mark.parametrize(
