@@ -344,21 +344,6 @@ def test_no_run_is_refused(tmp_path):
         write_report([], tmp_path / "page.html")
 
 
-def test_an_interrupted_write_leaves_the_old_page(tmp_path, monkeypatch):
-    run = make_run(tmp_path / "run", judge(0.97))
-    (tmp_path / "page.html").write_text("old")
-
-    def half(self, text, encoding=None):
-        self.write_bytes(text[:100].encode())
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Path, "write_text", half)
-    with pytest.raises(OSError, match="disk full"):
-        write_report([run], tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text() == "old"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]
-
-
 def test_the_page_is_moved_into_place_as_a_whole(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", judge(0.97))
     (tmp_path / "page.html").write_text("old")

@@ -1,6 +1,8 @@
 """A file is written whole or not at all."""
 
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,34 @@ def test_what_fails_on_the_way_leaves_the_old_file_and_nothing_beside_it(
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="no space left"):
         write_text(path, "new")
+    assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_what_stops_after_half_the_content_leaves_the_old_file_and_no_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_text(tmp_path / "a.json", "old")
+    opened = os.fdopen
+
+    def filling(*arguments: Any) -> Any:
+        file = opened(*arguments)
+
+        class HalfFull:
+            def __enter__(self) -> Any:
+                return self
+
+            def __exit__(self, *error: object) -> None:
+                file.close()
+
+            def write(self, content: bytes) -> int:
+                file.write(content[: len(content) // 2])
+                raise OSError("disk full")
+
+        return HalfFull()
+
+    monkeypatch.setattr(os, "fdopen", filling)
+    with pytest.raises(OSError, match="disk full"):
+        write_text(path, "new text")
     assert path.read_text() == "old" and [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
