@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from monai_anon.channel import Channel
 from monai_anon.handlers import save_weights
-from monai_anon.networks import Disentangler, IdentityVAE, Latents
+from monai_anon.networks import TEMPLATES, Disentangler, IdentityVAE, Latents
 
 logger = logging.getLogger("monai_anon")
-TEMPLATES = "identity_classifier."
 
 
 class LatentSwapAnonymizer(nn.Module):

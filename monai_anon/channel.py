@@ -103,6 +103,11 @@ class Codebook(nn.Module):
         """The medical latents `(B, D)` of codes `(B,)`."""
         return self.prototypes[level, code]
 
+    def kind(self, code: Tensor, level: int) -> Tensor:
+        """The findings `(B,)` of codes `(B,)`."""
+        kinds = torch.full_like(self.finding, -1).scatter_reduce(0, self.members[level], self.finding, "amax")
+        return kinds[code].clamp_min(0)
+
     def count(self, level: int) -> int:
         """How many prototypes a level has: at most as many as its entry of `LEVELS`, or one a finding where there are
         more findings than that; 0 before they are fitted.
@@ -155,8 +160,12 @@ class Mixture(nn.Module):
         `(B, D)`: nothing of an original goes in.
         """
         edges = self.shares.cumsum(0)
-        last = int((self.shares > 0).sum()) - 1  # behind it is room that no component fills
+        last = int(self.shares.nonzero().max())  # behind it is room that no component fills
         component = torch.searchsorted(edges, chance.contiguous(), right=True).clamp_max(last)
+        return self.of(component, noise)
+
+    def of(self, component: Tensor, noise: Tensor) -> Tensor:
+        """Latents `(B, D)` of given components `(B,)` and standard normal noise `(B, D)`."""
         return self.means[component] + torch.einsum("bij,bj->bi", self.factors[component], noise)
 
 
@@ -174,7 +183,7 @@ class Channel(nn.Module):
         policy: one of `POLICIES`; under `latents` this module is not asked.
         prototypes: K, one of `LEVELS`; a level may have fewer, never more.
         epsilon: of the randomised response; None passes the code as it is.
-        components: of the residual's prior; the identity's is one Gaussian.
+        components: of the residual's prior; the identity's has one a finding.
 
     Raises:
         ChannelError: an unknown policy, a K that is no level, an epsilon that is not above 0 or without `code`.
@@ -204,10 +213,13 @@ class Channel(nn.Module):
         self.identity_size, medical_size, self.residual_size = latent_sizes
         self.noise_size = self.identity_size + self.residual_size + 3
         self.codebook = Codebook(medical_size, classes)
-        self.identity, self.residual = Mixture(self.identity_size, 1), Mixture(self.residual_size, components)
+        self.identity, self.residual = Mixture(self.identity_size, classes), Mixture(self.residual_size, components)
 
     def forward(self, z: Latents, finding: Tensor, noise: Tensor) -> Latents:
         """The latents to decode; the identity may have to be put on the encoder's sphere.
+
+        The identity is nobody's who has the finding: of the code under `code`, so that it says no more than that does,
+        and the predicted one under `residual`.
 
         Args:
             finding: predicted, `(B,)`.
@@ -216,14 +228,14 @@ class Channel(nn.Module):
         """
         size = self.identity_size + self.residual_size
         chance = 0.5 * (1 + torch.erf(noise[:, size:] / math.sqrt(2.0)))  # normal to uniform
-        identity = self.identity(torch.zeros_like(chance[:, 0]), noise[:, : self.identity_size])
         residual = self.residual(chance[:, 0], noise[:, self.identity_size : size])
         if self.policy == "residual":
-            return Latents(identity, z.medical, residual)
+            return Latents(self.identity.of(finding, noise[:, : self.identity_size]), z.medical, residual)
         code = self.codebook(z.medical, finding, self.level)
         count = self.codebook.count(self.level)
         if self.epsilon > 0 and count > 1:
             code = respond(code, count, self.epsilon, chance[:, 1], chance[:, 2])
+        identity = self.identity.of(self.codebook.kind(code, self.level), noise[:, : self.identity_size])
         return Latents(identity, self.codebook.latent(code, self.level), residual)
 
     def fitted(self) -> bool:

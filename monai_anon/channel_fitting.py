@@ -39,7 +39,7 @@ def fit_channel(
     identity, medical, residual = (latent.numpy() for latent in latents)
     try:
         channel.codebook = fit_codebook(medical, patient.numpy(), finding.numpy(), classes, fewest, seed=seed)
-        channel.identity = fit_mixture(identity, 1, seed=seed)
+        channel.identity = fit_identity(identity, finding.numpy(), classes)
         channel.residual = fit_mixture(residual, components, seed=seed)
     except ValueError as error:
         logger.warning("no prototypes: %s. Only the policy latents can be had, which has no bound", error)
@@ -207,6 +207,26 @@ def merged(
 
 
 # ---- The priors ----
+
+
+def fit_identity(identity: np.ndarray, finding: np.ndarray, classes: int) -> Mixture:
+    """A Gaussian of identity latents `(N, D)` for each finding `(N,)`: means of their own, one covariance.
+
+    Where a finding never changes within a patient the identity latent tells it, and an identity drawn for all findings
+    alike would draw a finding of its own. Where it does change the means are alike. One covariance, since it is the
+    covariance that could remember people.
+
+    Raises:
+        ValueError: too few images, as in `fit_mixture`.
+    """
+    means = np.stack([identity[finding == kind if (finding == kind).any() else ...].mean(0) for kind in range(classes)])
+    around = fit_mixture(identity - means[finding], 1)
+    prior = Mixture(identity.shape[1], classes)
+    shares = np.bincount(finding, minlength=classes) / len(finding)
+    prior.shares.copy_(torch.from_numpy(shares))
+    prior.means.copy_(torch.from_numpy(means) + around.means)
+    prior.factors.copy_(around.factors.expand_as(prior.factors))
+    return prior
 
 
 def fit_mixture(latents: np.ndarray, components: int = 16, fewest: int = 100, seed: int = 0) -> Mixture:

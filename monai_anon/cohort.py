@@ -122,6 +122,12 @@ class Cohort(torch.utils.data.Dataset):
             digest.update(np.ascontiguousarray(self.images.numpy()).data)
         return digest.hexdigest()[:16]
 
+    def changing_findings(self) -> tuple[int, int]:
+        """Patients whose images show more than one finding, and patients with two images or more."""
+        seen = torch.zeros(int(self.patient.max()) + 1 if len(self) else 0, self.num_classes, dtype=torch.long)
+        seen.index_put_((self.patient, self.finding), torch.ones_like(self.patient), accumulate=True)
+        return int(((seen > 0).sum(1) > 1).sum()), int((seen.sum(1) > 1).sum())
+
     @property
     def num_classes(self) -> int:
         """Number of findings that an image can have, in this part or not."""

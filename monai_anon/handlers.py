@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from monai_anon import losses
-from monai_anon.cohort import PairLoader
+from monai_anon.cohort import Cohort, PairLoader
 from monai_anon.compute import Compute, described, uncompiled
 from monai_anon.engines import StepTrainer
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
@@ -43,6 +43,34 @@ class ComputeNote:
 
     def __call__(self, trainer: StepTrainer) -> None:
         logger.info(described(self.compute, self.device))
+
+
+class ConfoundingNote:
+    """Warns, when a training starts, of a finding that hardly ever changes within a patient.
+
+    It is as good a mark of the patient as any, stays in the identity latent, and goes with it.
+
+    Args:
+        cohort: the training part.
+        handled: whether the recipe does something about it; then nothing is said.
+        least: share of the patients with several images in whom the finding must change.
+    """
+
+    def __init__(self, cohort: Cohort, handled: bool, least: float = 0.05):
+        self.cohort, self.handled, self.least = cohort, handled, least
+
+    def attach(self, trainer: StepTrainer) -> None:
+        trainer.add_event_handler(Events.STARTED, self)
+
+    def __call__(self, trainer: StepTrainer) -> None:
+        changing, several = self.cohort.changing_findings()
+        if self.handled or changing >= self.least * max(several, 1) or not logger.isEnabledFor(logging.INFO):
+            return  # a rank that is told to be quiet is quiet
+        logger.warning(
+            "the finding changes in %d of %d patients with several images: identity and finding cannot be told apart, "
+            "and a counterfactual will hardly change anything. Add confounded.json, behind train.json",
+            *(changing, several),
+        )
 
 
 class CollapseGuard:

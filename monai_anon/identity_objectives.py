@@ -3,10 +3,11 @@
 Each is a term of the batches of all ranks.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
+import torch
 from torch import Tensor
 
 from monai_anon import losses
@@ -19,7 +20,13 @@ Batch = Mapping[str, Tensor]
 class IdentityObjective(Protocol):
     """What makes the identity latent hold the identity: latents of the three images and the batch to one scalar."""
 
-    needs_target: ClassVar[bool]  # whether I_tar must be encoded for it
+    @property
+    def needs_target(self) -> bool:
+        """Whether I_tar must be encoded for it."""
+
+    @property
+    def knows_people(self) -> bool:
+        """Whether it has a class for each training patient, of whom none may then be made another person."""
 
     def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor: ...
 
@@ -30,6 +37,7 @@ class SiameseIdentity:
 
     margin: float = 0.1
     needs_target: ClassVar[bool] = True
+    knows_people: ClassVar[bool] = False
 
     def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
         assert z_tar is not None
@@ -44,6 +52,7 @@ class ContrastiveIdentity:
 
     temperature: float = 0.1
     needs_target: ClassVar[bool] = False
+    knows_people: ClassVar[bool] = False
 
     def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
         ori, same, patient, has_same = gathered(
@@ -58,6 +67,25 @@ class ClassifiedIdentity:
 
     classifier: LatentClassifier
     needs_target: ClassVar[bool] = False
+    knows_people: ClassVar[bool] = True
 
     def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
         return losses.classification_loss(self.classifier(z_ori.identity), batch["patient_ori"])
+
+
+@dataclass(frozen=True)
+class SummedIdentity:
+    """The sum of several objectives."""
+
+    objectives: Sequence[IdentityObjective]
+
+    @property
+    def needs_target(self) -> bool:
+        return any(objective.needs_target for objective in self.objectives)
+
+    @property
+    def knows_people(self) -> bool:
+        return any(objective.knows_people for objective in self.objectives)
+
+    def __call__(self, z_ori: Latents, z_same: Latents, z_tar: Latents | None, batch: Batch) -> Tensor:
+        return torch.stack([objective(z_ori, z_same, z_tar, batch) for objective in self.objectives]).sum()

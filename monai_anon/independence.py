@@ -120,6 +120,47 @@ class FindingCorrelation(nn.Module):
         return self.correlation(losses.finding_correlation(maps, self.whitening(told)))
 
 
+class FindingExchange(nn.Module):
+    """Ours: identity latents whose finding tells the decoder nothing, for findings that never change within a patient.
+
+    Such a finding is as good a mark of the patient as any, so it stays in the identity latent, and goes when that is
+    replaced. Here some identities are moved by the difference of two findings' running means before they are decoded.
+    A linear reading of the finding fails then as often as it succeeds, and the decoder must take it from the medical
+    latent. Where a finding changes within patients the means are alike, and next to nothing is moved.
+
+    Args:
+        classes: findings.
+        size: of the identity latent.
+        share: of the identities that are moved to a finding drawn at random, which may be their own.
+        memory: share of the running means that a new batch leaves.
+    """
+
+    means: Tensor
+    seen: Tensor
+
+    def __init__(self, classes: int, size: int, share: float, memory: float = 0.95):
+        super().__init__()
+        self.share, self.memory = share, memory
+        self.register_buffer("means", torch.zeros(classes, size))
+        self.register_buffer("seen", torch.zeros(classes))  # of the means, how much is made of images
+
+    def forward(self, identity: Tensor, finding: Tensor) -> Tensor:
+        """Identities `(B, D)` of images with findings `(B,)`, moved, on the sphere on which they were."""
+        with torch.no_grad():
+            everyone, kinds = gathered(identity.detach().float(), finding)
+            chosen = F.one_hot(kinds, len(self.means)).float()
+            counts = chosen.sum(0)
+            gain = (1 - self.memory) * (counts > 0)
+            found = chosen.T @ everyone / counts.clamp_min(1)[:, None]
+            self.means = self.means.to(identity.device).lerp(found, gain[:, None])
+            self.seen = self.seen.to(identity.device).lerp(torch.ones_like(gain), gain)
+            means = self.means / self.seen.clamp_min(1e-6)[:, None]
+            drawn = torch.randint(len(self.means), finding.shape, device=finding.device)
+            stays = (torch.rand(finding.shape, device=finding.device) >= self.share) | (self.seen[drawn] == 0)
+            move = means[torch.where(stays, finding, drawn)] - means[finding]
+        return F.normalize(identity + move, dim=1) * identity.detach().norm(dim=1, keepdim=True)
+
+
 class Independence:
     """The correlation terms that have a weight, under the names of `CORRELATIONS`.
 

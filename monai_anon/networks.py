@@ -5,14 +5,19 @@ Sizes, widths, latent lengths and normalisation are arguments. The defaults are 
 stem, group normalisation, about 2 M parameters each); the authors' widths are set in `paper.json`.
 """
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pickle import UnpicklingError
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+logger = logging.getLogger("monai_anon")
+TEMPLATES = "identity_classifier."
+"""How the names of a disentangler's weights begin that have a row for each training patient."""
 
 
 class Latents(NamedTuple):
@@ -244,6 +249,7 @@ class LatentClassifier(nn.Sequential):
 
     def __init__(self, latent_size: int, classes: int, hidden: int = 64, dropout: float = 0.5):
         super().__init__(nn.Linear(latent_size, hidden), nn.ReLU(), nn.Dropout(dropout), nn.Linear(hidden, classes))
+        self.classes = classes
 
 
 class IdentityVAE(nn.Module):
@@ -361,7 +367,9 @@ class Disentangler(nn.Module):
 def initialised(model: nn.Module, path: str | None) -> nn.Module:
     """`model` with the weights of a file (tensors only), to go on from a trained one; None leaves it as it is.
 
-    The file is a stage's own (`disentangler.pt`), or a `model.pt` of both stages, of which the first is taken.
+    The file is a stage's own (`disentangler.pt`), or a `model.pt` of both stages, of which the first is taken. It may
+    be of networks for images of half the side, or a quarter (`grown`). An identity classifier starts anew: its classes
+    are the people of the cohort that it was trained on.
 
     Raises:
         ValueError: the file is missing or does not fit; names it.
@@ -372,7 +380,38 @@ def initialised(model: nn.Module, path: str | None) -> nn.Module:
         weights = torch.load(path, map_location="cpu", weights_only=True)
         stage = "disentangler."
         first = {name.removeprefix(stage): tensor for name, tensor in weights.items() if name.startswith(stage)}
-        model.load_state_dict(first or weights)
+        kept = {name: tensor for name, tensor in (first or weights).items() if not name.startswith(TEMPLATES)}
+        own = model.state_dict()
+        classes = {name: tensor for name, tensor in own.items() if name.startswith(TEMPLATES)}
+        model.load_state_dict({**grown(kept, own), **classes})
     except (OSError, RuntimeError, AttributeError, UnpicklingError) as error:
         raise ValueError(f"initial_weights {path} cannot be used for these networks: {error}") from error
     return model
+
+
+NEW_IN_A_LARGER = ("encoder.stem.", "decoder.final_norm.", "decoder.head.")
+
+
+def grown(weights: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The weights of a `Disentangler` for networks with more halvings and doublings than theirs, whose own weights fill
+    what is new: the layers next to the image (progressive growing, Karras et al. 2018). Equal networks take them as
+    they are.
+
+    The encoder's new blocks come first, the decoder's last; where `widths` are those of before with new ones at the
+    image's end, all other layers have the same shapes and see maps of the same side.
+    """
+    blocks = [
+        {int(name.split(".")[2]) for name in names if name.startswith("encoder.blocks.")} for names in (own, weights)
+    ]
+    more = len(blocks[0]) - len(blocks[1])
+    if more <= 0 or not blocks[1]:
+        return weights
+    taken = dict(own)
+    for name, tensor in weights.items():
+        parts = name.split(".")
+        if name.startswith("encoder.blocks."):
+            name = ".".join([*parts[:2], str(int(parts[2]) + more), *parts[3:]])
+        if not name.startswith(NEW_IN_A_LARGER):
+            taken[name] = tensor
+    logger.info("%d halvings more than in the weights: the layers next to the image are new", more // 2)
+    return taken

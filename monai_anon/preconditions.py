@@ -15,6 +15,7 @@ from PIL import Image
 from monai_anon.overrides import is_monai_command
 
 _LISTED = 5  # files that a refusal names
+MODES = {"L": "8-bit gray", "RGB": "8-bit colour"}  # Pillow's names of what a bundle can take
 _WRAPPERS = ("Failed to evaluate", "Failed to instantiate component")  # how MONAI's own exceptions begin
 
 
@@ -41,15 +42,18 @@ def require_file(path: str, purpose: str, command: str) -> None:
         raise MissingFileError(f"{path} is missing: {purpose}. Run first:\n  {command}")
 
 
-def require_folders(files: Sequence[str], dataset_dir: str, output_dir: str, overwrite: bool = False) -> None:
+def require_folders(
+    files: Sequence[str], dataset_dir: str, output_dir: str, overwrite: bool = False, modes: Sequence[str] = ("L",)
+) -> None:
     """Refuse to anonymise `files` of `dataset_dir` into `output_dir` where that would surprise.
 
     Args:
         files: the images found.
         overwrite: let results stand in a folder that holds some already.
+        modes: Pillow's modes of the images that can be taken, of `MODES`.
 
     Raises:
-        FolderError: no image, an image that is not 8-bit gray, an output folder inside the input folder (its files
+        FolderError: no image, an image of another mode, an output folder inside the input folder (its files
             would be input the next time), one that is not empty, or two inputs with one result.
     """
     source, target = Path(dataset_dir), Path(output_dir)
@@ -59,14 +63,15 @@ def require_folders(files: Sequence[str], dataset_dir: str, output_dir: str, ove
         raise FolderError(f"{target} lies in {source}: its files would be taken as input; choose another --output_dir")
     if not overwrite and target.is_dir() and any(target.iterdir()):
         raise FolderError(f"{target} is not empty; choose another --output_dir, or --overwrite True")
-    wrong = [f"{file}: {mode}" for file, mode in ((file, _mode(file)) for file in files) if mode != "L"]
+    wrong = [f"{file}: {mode}" for file, mode in ((file, _mode(file)) for file in files) if mode not in modes]
     names = Counter(str(Path(file).with_suffix("")) for file in files)
     wrong += [f"{file}: another has its name" for file in files if names[str(Path(file).with_suffix(""))] > 1]
     if wrong:
         more = f"\n  and {len(wrong) - _LISTED} more" if len(wrong) > _LISTED else ""
+        kinds = " or ".join(MODES[mode] for mode in modes)
         raise FolderError(
-            "these are not 8-bit gray PNG files of a name of their own (mode L); `monai-anon anonymize` reads other "
-            "formats:\n  " + "\n  ".join(wrong[:_LISTED]) + more
+            f"these are not {kinds} PNG files of a name of their own (mode {', '.join(modes)}); `monai-anon anonymize` "
+            "reads other formats:\n  " + "\n  ".join(wrong[:_LISTED]) + more
         )
 
 

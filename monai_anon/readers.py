@@ -18,7 +18,9 @@ becomes (H, W), without flips, as MONAI writes it. pydicom and nibabel are impor
 from __future__ import annotations
 
 import importlib
+import math
 import struct
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ FULL_SCALES = (255, 4095, 65535)  # 8, 12 and 16 bit
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # shares of red, green and blue (ITU-R BT.601)
 
 # What the decoders raise on broken files; anything else is our mistake and shall surface.
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     EOFError,
     SyntaxError,
@@ -48,7 +50,18 @@ _DECODER_ERRORS = (
     AttributeError,
     RuntimeError,
     struct.error,
+    zlib.error,
 )
+_MOST_PIXELS = 178_956_970  # where Pillow stops, for files that Pillow does not read
+_COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_PHOTOMETRIC = (
+    "PALETTE COLOR",
+    "YBR_PARTIAL_420",
+    "HSV",
+    "ARGB",
+    "CMYK",
+    "XYB",
+)  # terms that are not read, to be named
 
 
 class ReadError(ValueError):
@@ -156,14 +169,31 @@ def _decode(path: Path) -> np.ndarray:
             return _decode_picture(path)
         if name.endswith(NIFTI_SUFFIXES):
             return _decode_nifti(path)
-        if name.endswith(DICOM_SUFFIXES) or _has_dicom_mark(path):
+        if name.endswith(DICOM_SUFFIXES) or has_dicom_mark(path):
             return _decode_dicom(path)
     except (ReadError, ImportError):
         raise
-    except (*_DECODER_ERRORS, Image.DecompressionBombError) as error:
-        reason = " ".join(str(error).split()).replace(f" {str(path)!r}", "") or type(error).__name__
-        raise ReadError(path, f"cannot be decoded ({reason})") from error
+    except (*DECODER_ERRORS, Image.DecompressionBombError) as error:
+        raise ReadError(path, f"cannot be decoded ({_reason(error, path, name)})") from error
     raise ReadError(path, f"is of no supported type; supported are {' '.join(SUFFIXES)}, and DICOM under any name")
+
+
+def _reason(error: Exception, path: Path, name: str) -> str:
+    """What a decoder said; of a DICOM or NIfTI file only the kind of error, for the message may quote its header."""
+    if "missing dependencies" in str(error):
+        return "no decoder for its compression is installed; monai-anon[dicom] brings them"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = " ".join(str(error).split()).replace(f" {str(path)!r}", "") if name.endswith(PICTURE_SUFFIXES) else ""
+    return said or type(error).__name__
+
+
+def _refuse_huge(path: Path, *sides: int) -> None:
+    """Before anything is unpacked: a small file may claim to be a large image."""
+    if any(side < 1 for side in sides):
+        raise ReadError(path, "says that it has no pixels")
+    if math.prod(sides) > _MOST_PIXELS:
+        raise ReadError(path, f"says that it has more than {_MOST_PIXELS:,} pixels")
 
 
 def _decode_picture(path: Path) -> np.ndarray:
@@ -193,9 +223,11 @@ def _decode_nifti(path: Path) -> np.ndarray:
     import nibabel
 
     try:
-        values = np.asarray(nibabel.load(path).dataobj)  # type: ignore[attr-defined]
-    except nibabel.filebasedimages.ImageFileError as error:
-        raise ReadError(path, f"cannot be decoded ({error})") from error
+        opened: Any = nibabel.load(path)
+        _refuse_huge(path, *opened.shape)
+        values = np.asarray(opened.dataobj)
+    except (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError) as error:
+        raise ReadError(path, f"cannot be decoded ({type(error).__name__})") from error
     if values.dtype.names or np.iscomplexobj(values):
         raise ReadError(path, f"its values are {values.dtype}; single real numbers are expected")
     shape = values.shape
@@ -216,29 +248,42 @@ def _decode_dicom(path: Path) -> np.ndarray:
         raise ReadError(path, "is no DICOM file") from error
     if "PixelData" not in dataset:
         raise ReadError(path, "is a DICOM file without pixels")
-    if int(dataset.get("NumberOfFrames") or 1) > 1:
-        raise ReadError(path, f"holds {dataset.NumberOfFrames} frames; one is expected")
-    photometric = dataset.get("PhotometricInterpretation", "unknown")
-    if photometric == "RGB":
-        pixels = dataset.pixel_array
-        if dataset.get("PlanarConfiguration") == 1 and pixels.shape[0] == 3 and pixels.shape[-1] != 3:
-            pixels = np.moveaxis(pixels, 0, -1)
-        return _scaled(pixels)
+    frames = int(dataset.get("NumberOfFrames") or 1)
+    if frames > 1:
+        raise ReadError(path, f"holds {frames} frames; one is expected")
+    _refuse_huge(path, int(dataset.Rows), int(dataset.Columns))
+    photometric = dataset.get("PhotometricInterpretation")
+    if photometric in _COLOURS:
+        return _scaled(_colours(dataset, photometric))
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        raise ReadError(
-            path, f"its photometric interpretation is {photometric}; MONOCHROME1, MONOCHROME2 or RGB is expected"
-        )
+        found = photometric if photometric in _PHOTOMETRIC else "another one"
+        raise ReadError(path, f"its photometric interpretation is {found}; gray, RGB or YBR is expected")
     shown = _windowed(dataset)
     return 1 - shown if photometric == "MONOCHROME1" else shown
 
 
-def _windowed(dataset: Any) -> np.ndarray:
-    """Modality LUT, then the first VOI LUT or window, to [0, 1]."""
+def _colours(dataset: Any, photometric: str) -> np.ndarray:
+    """Pixels (H, W, 3) in RGB."""
+    pixels = dataset.pixel_array  # pydicom 3 has made RGB of YBR, what J2K stores as ICT or RCT is decoded to it
+    if photometric.startswith("YBR_FULL") and not _pydicom_is_3():
+        from pydicom.pixel_data_handlers.util import convert_color_space
+
+        pixels = convert_color_space(pixels, photometric, "RGB")
+    if dataset.get("PlanarConfiguration") == 1 and pixels.shape[0] == 3 and pixels.shape[-1] != 3:
+        pixels = np.moveaxis(pixels, 0, -1)
+    return pixels
+
+
+def _pydicom_is_3() -> bool:
+    """Functions moved, and colours are converted, between the versions that we support."""
     import pydicom
 
-    # The functions' home moved between the versions that we support.
-    home = "pydicom.pixels" if int(pydicom.__version__.split(".")[0]) >= 3 else "pydicom.pixel_data_handlers.util"
-    luts = importlib.import_module(home)
+    return int(pydicom.__version__.split(".")[0]) >= 3
+
+
+def _windowed(dataset: Any) -> np.ndarray:
+    """Modality LUT, then the first VOI LUT or window, to [0, 1]."""
+    luts = importlib.import_module("pydicom.pixels" if _pydicom_is_3() else "pydicom.pixel_data_handlers.util")
 
     stored = dataset.pixel_array
     values = luts.apply_modality_lut(stored, dataset)
@@ -299,7 +344,7 @@ def _is_padded(height: int, width: int) -> bool:
     return max(height, width) > SQUEEZE_LIMIT * min(height, width)
 
 
-def _has_dicom_mark(path: Path) -> bool:
+def has_dicom_mark(path: str | Path) -> bool:
     """Whether the file begins as DICOM files do."""
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         return file.read(132)[128:] == b"DICM"

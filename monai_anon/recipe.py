@@ -37,6 +37,8 @@ class Recipe:
             and pulling them apart before they say anything stops the training (measured).
         noisy_swaps: noise also on swapped latents (ours), or in the reconstruction only (the authors' code).
         identity_from_same: decode with the identity of another image of the same patient.
+        finding_exchange: share of the identities that are moved to another finding's mean before decoding
+            (`independence.FindingExchange`); for findings that never change within a patient.
         free_cycle: let Eq. 1 move its targets and the encoder on generated images (the paper), or only the decoder
             (ours).
         vary: shift, expose and contrast every image otherwise each time (`variation.other_captures`).
@@ -55,6 +57,7 @@ class Recipe:
     independence_from: float = 0.0
     noisy_swaps: bool = True
     identity_from_same: bool = True
+    finding_exchange: float = 0.0
     free_cycle: bool = False
     vary: bool = False
     warp: float = 0.0
@@ -74,6 +77,8 @@ class Recipe:
             negative = [key for key in given if isinstance(given, Mapping) and given[key] < 0]
             if negative:
                 raise ValueError(f"recipe {name}: {negative} are negative; they must be 0 or more")
+        if not 0 <= self.finding_exchange <= 1:
+            raise ValueError(f"recipe finding_exchange is {self.finding_exchange}; it must be a share, from 0 to 1")
         if not self.swaps and any(self.weights.get(term, 0) > 0 for term in SWAP_TERMS):
             raise ValueError(f"recipe swaps is empty; the terms {list(SWAP_TERMS)} need one of {list(Latents._fields)}")
 

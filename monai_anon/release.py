@@ -2,161 +2,42 @@
 
 What is written holds pixels alone: no text, time, colour profile or any other chunk of the original. Its size, depth
 and mode are the model's unless the original's are asked for: they may tell which scanner or crop an image is from, and
-no bound on what the pixels say counts them. File names are kept.
+no bound on what the pixels say counts them. `jobs.py` says what a copy is called, `dicom.py` what its header holds.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import secrets
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 import joblib
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from monai_anon.channel import RESPONSE
+from monai_anon.copies import WithheldError, copy_bytes, write_whole
+from monai_anon.dicom import DicomSettings
 from monai_anon.jobs import Job, Refusal
-from monai_anon.readers import (
-    FULL_SCALES,
-    ReadError,
-    fit_square,
-    read_image,
-    restore_shape,
-    to_model_range,
-    to_stored,
-    to_uint8,
-)
+from monai_anon.originals import Original, read_original
+from monai_anon.readers import ReadError, to_model_range
 
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_JPEG_SIGNATURE = b"\xff\xd8\xff"
-_GRAY_TYPES = (0, 4)  # PNG colour types without colour: gray, gray with alpha
-_RANGE_TOLERANCE = 1e-3
 _MOST_FILES = 8  # at once, however many cores there are: a large one takes some 100 MB while it is decoded
-
-
-class WithheldError(ValueError):
-    """An image that was made but must not leave: the message says why."""
-
-
-@dataclass(frozen=True)
-class Original:
-    """An image as the anonymizer takes it, and the form that its copy gets back.
-
-    Args:
-        pixels: uint8 (C, S, S).
-        height, width: of the file, in pixels.
-        gray: whether the file is gray; otherwise it has three channels.
-        full_scale: the stored value of white: 255 at 8 bits; 255, 4095 or 65535 at 16.
-        dtype: of the file's values, uint8 or uint16.
-    """
-
-    pixels: Tensor
-    height: int
-    width: int
-    gray: bool
-    full_scale: int
-    dtype: type[np.unsignedinteger]
-
-
-def read_original(path: str | Path, size: int, channels: int, to_gray: bool = False) -> Original:
-    """Read a PNG or JPEG file for an anonymizer of images `(channels, size, size)`; `to_gray` as in `read_image`.
-
-    Raises:
-        ReadError: what `read_image` refuses; no PNG or JPEG inside, 16-bit colour, or all pixels the same.
-    """
-    path = Path(path)
-    image = read_image(path, channels, to_gray)
-    with path.open("rb") as file:
-        header = file.read(26)
-    png = path.suffix.lower() == ".png"
-    if not header.startswith(_PNG_SIGNATURE if png else _JPEG_SIGNATURE):
-        raise ReadError(path, f"is no {'PNG' if png else 'JPEG'} file, whatever its name says")
-    if not png:
-        with Image.open(path) as opened:
-            depth, gray = 8, opened.mode == "L"
-    else:
-        depth, gray = header[24], header[25] in _GRAY_TYPES
-        if depth == 16 and header[25] != 0:
-            raise ReadError(path, "has 16-bit colour or transparency; supported are 8 bits, and 16 bits in gray")
-    if float(image.max() - image.min()) < 1 / 255:
-        raise ReadError(path, "is constant (all pixels have the same value)")
-    full_scale = 255
-    if depth == 16:
-        with Image.open(path) as opened:
-            brightest = int(np.asarray(opened).max())
-        full_scale = next(scale for scale in FULL_SCALES if brightest <= scale)
-    return Original(
-        pixels=torch.from_numpy(to_stored(fit_square(image, size))),
-        height=image.shape[1],
-        width=image.shape[2],
-        gray=gray,
-        full_scale=full_scale,
-        dtype=np.uint16 if depth == 16 else np.uint8,
-    )
 
 
 def image_noise(seed: int, name: str, length: int) -> Tensor:
     """Standard normal noise (length,) for the image called `name`: a function of seed and name alone."""
     digest = hashlib.sha256(f"{seed}/".encode() + os.fsencode(name)).digest()
     return torch.from_numpy(np.random.default_rng(list(digest)).standard_normal(length, dtype=np.float32))
-
-
-def to_picture(generated: Tensor, original: Original, keep_form: bool) -> Image.Image:
-    """A generated image (C, S, S) in [-1, 1], in its original's size, depth and mode or in the model's: S x S pixels of
-    8 bits, gray or colour.
-
-    Raises:
-        WithheldError: values that are not finite or out of range, or the original itself.
-    """
-    if not torch.isfinite(generated).all():
-        raise WithheldError("the model gave values that are NaN or infinite")
-    if float(generated.abs().max()) > 1 + _RANGE_TOLERANCE:
-        raise WithheldError("the model gave values outside of [-1, 1]")
-    if torch.equal(to_uint8(generated), original.pixels):
-        raise WithheldError("the model gave the original back")
-    if not keep_form:
-        levels = to_uint8(generated).numpy()
-        return Image.fromarray(levels[0] if len(levels) == 1 else np.ascontiguousarray(np.moveaxis(levels, 0, -1)))
-    unit = restore_shape((generated.float().numpy() + 1) / 2, original.height, original.width)
-    stored = np.rint(np.clip(unit, 0, 1) * original.full_scale).astype(original.dtype)
-    if original.gray:
-        return Image.fromarray(stored[0] if len(stored) == 1 else np.rint(stored.mean(axis=0)).astype(original.dtype))
-    return Image.fromarray(np.ascontiguousarray(np.moveaxis(np.broadcast_to(stored, (3, *stored.shape[1:])), 0, -1)))
-
-
-def write_png(picture: Image.Image, target: Path, overwrite: bool = False) -> None:
-    """Write a picture, all of it or nothing; its folder is made where missing.
-
-    Raises:
-        FileExistsError: `target` is there and not to be overwritten, even if it has come only now.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{secrets.token_hex(8)}.part")
-    try:
-        with draft.open("xb") as file:
-            picture.save(file, format="PNG")
-        if not overwrite:
-            try:
-                os.link(draft, target)  # unlike a rename it fails where something stands
-                return
-            except FileExistsError:
-                raise
-            except OSError as error:  # a file system without hard links
-                if os.path.lexists(target):
-                    raise FileExistsError(error.errno, "exists already", str(target)) from error
-        draft.replace(target)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 class FileAnonymizer:
@@ -171,6 +52,7 @@ class FileAnonymizer:
         size, channels: of the model's images.
         batch_size: images a step; files are read into memory so many at a time.
         keep_form: give copies their originals' size, depth and mode.
+        dicom: how copies of DICOM files are made; left out, with a key of this object and without any claim on pixels.
         to_gray: let a model of one channel take colour images as gray ones.
     """
 
@@ -182,12 +64,13 @@ class FileAnonymizer:
         seed: int | None = None,
         batch_size: int = 16,
         keep_form: bool = False,
+        dicom: DicomSettings | None = None,
         to_gray: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch size {batch_size}; it must be 1 or more")
         self.model, self.size, self.channels, self.batch_size = model, size, channels, batch_size
-        self.keep_form, self.to_gray = keep_form, to_gray
+        self.keep_form, self.dicom, self.to_gray = keep_form, dicom or DicomSettings(), to_gray
         self._seed = secrets.randbits(128) if seed is None else seed
 
     def run(
@@ -202,19 +85,50 @@ class FileAnonymizer:
         `note` is told, batch by batch, which copies were written.
         """
         refusals: list[Refusal] = []
-        with (
-            tqdm(total=len(jobs), desc="anonymising", unit="image", disable=None if progress else True) as bar,
-            ThreadPoolExecutor(min(_MOST_FILES, joblib.cpu_count())) as pool,
-        ):
-            for start in range(0, len(jobs), self.batch_size):
-                batch = jobs[start : start + self.batch_size]
+        with self._batches(jobs, "anonymising", progress) as (batches, pool):
+            for batch in batches:
                 refused = self._run_batch(batch, overwrite, pool)
                 refusals += refused
                 if note is not None:
                     sources = {refusal.path for refusal in refused}
                     note([job for job in batch if job.source not in sources])
-                bar.update(len(batch))
         return refusals
+
+    def check(self, jobs: Sequence[Job], progress: bool = True) -> list[Refusal]:
+        """Read every job's source and write nothing; returns the files that cannot be used, and why."""
+        refusals: list[Refusal] = []
+        with self._batches(jobs, "checking", progress) as (batches, pool):
+            for batch in batches:
+                refusals += [found for found in pool.map(self._read, batch) if isinstance(found, Refusal)]
+        return refusals
+
+    @contextmanager
+    def _batches(
+        self, jobs: Sequence[Job], what: str, progress: bool
+    ) -> Iterator[tuple[Iterator[Sequence[Job]], ThreadPoolExecutor]]:
+        """Batches of jobs under a progress bar, and threads for them; the libraries' warnings, which may quote headers,
+        are not shown meanwhile.
+        """
+        log = logging.getLogger("pydicom")
+        before = log.level
+        with (
+            tqdm(total=len(jobs), desc=what, unit="image", disable=None if progress else True) as bar,
+            ThreadPoolExecutor(min(_MOST_FILES, joblib.cpu_count())) as pool,
+            warnings.catch_warnings(),
+        ):
+
+            def batches() -> Iterator[Sequence[Job]]:
+                for start in range(0, len(jobs), self.batch_size):
+                    batch = jobs[start : start + self.batch_size]
+                    yield batch
+                    bar.update(len(batch))
+
+            warnings.simplefilter("ignore")
+            log.setLevel(logging.CRITICAL + 1)
+            try:
+                yield batches(), pool
+            finally:
+                log.setLevel(before)
 
     def _run_batch(self, jobs: Sequence[Job], overwrite: bool, pool: ThreadPoolExecutor) -> list[Refusal]:
         """Files are read, and copies written, side by side: of large files that is most of the time."""
@@ -230,17 +144,25 @@ class FileAnonymizer:
             generated = self.generate([original for _, original in ready], [job.name for job, _ in ready])
         except WithheldError as error:
             return refusals + [Refusal(job.source, str(error)) for job, _ in ready]
-        write = partial(_write_copy, overwrite=overwrite, keep_form=self.keep_form)
+        write = partial(_write_copy, overwrite=overwrite, keep_form=self.keep_form, dicom=self.dicom)
         written = pool.map(write, *zip(*ready, strict=True), generated)
         return refusals + [refusal for refusal in written if refusal is not None]
 
     def _read(self, job: Job) -> Original | Refusal:
         try:
-            return read_original(job.source, self.size, self.channels, self.to_gray)
+            original = read_original(job.source, self.size, self.channels, job.name, self.to_gray)
         except ReadError as error:
             return Refusal(job.source, error.reason)
         except OSError as error:
             return Refusal(job.source, f"cannot be read ({error.strerror})")
+        except MemoryError:
+            return Refusal(job.source, "needs more memory than there is")
+        unbounded = self.dicom.bits is None and not self.dicom.no_text
+        if unbounded and original.header is not None and original.header.text_risk is not None:
+            return Refusal(
+                job.source, f"{original.header.text_risk}; look, and if there is none say --no-burned-in-text"
+            )
+        return original
 
     @torch.inference_mode()
     def generate(self, originals: Sequence[Original], names: Sequence[str]) -> Tensor:
@@ -262,10 +184,12 @@ class FileAnonymizer:
         return generated
 
 
-def _write_copy(job: Job, original: Original, generated: Tensor, overwrite: bool, keep_form: bool) -> Refusal | None:
+def _write_copy(
+    job: Job, original: Original, generated: Tensor, overwrite: bool, keep_form: bool, dicom: DicomSettings
+) -> Refusal | None:
     """Write an image that passes the checks; else nothing, and why."""
     try:
-        write_png(to_picture(generated, original, keep_form), job.target, overwrite)
+        write_whole(copy_bytes(generated, original, keep_form, dicom), job.target, overwrite)
     except WithheldError as error:
         return Refusal(job.source, str(error))
     except OSError as error:

@@ -13,7 +13,7 @@ from torch import Tensor
 from monai_anon import losses
 from monai_anon.compute import PLAIN, Compute
 from monai_anon.identity_objectives import Batch, IdentityObjective
-from monai_anon.independence import Independence
+from monai_anon.independence import FindingExchange, Independence
 from monai_anon.networks import Discriminator, Disentangler, Latents, Recogniser
 from monai_anon.optimisation import Optimisation, Updater, frozen
 from monai_anon.ranks import average_over_ranks
@@ -57,13 +57,23 @@ class DisentanglementStep:
                 raise ValueError(f"the term '{term}' has a weight but no discriminator is given")
         if weighted & set(RECOGNISED) and recogniser is None:
             raise ValueError(f"the terms {list(RECOGNISED)} need a recogniser, or weight 0")
+        if recipe.warp > 0 and identity_objective.knows_people:
+            raise ValueError(
+                f"warp is {recipe.warp}: it makes every patient another person, for whom the identity classifier has "
+                "no class; give warp 0, or an objective without classes (ContrastiveIdentity, SiameseIdentity)"
+            )
         self.model, self.recipe, self.identity_objective = model, recipe, identity_objective
         self.critics = {term: n for term, n in critics.items() if term in weighted and n is not None}
         self.recogniser = recogniser.eval().requires_grad_(False) if recogniser is not None else None
         classes = recogniser.head.out_features if recogniser is not None else 0
         self.independence = Independence(weighted, model.encoder.latent_sizes, recipe.noise, classes)
+        self.exchanges: dict[str, FindingExchange] = {}
+        if recipe.finding_exchange > 0:
+            sizes = model.medical_classifier.classes, model.encoder.latent_sizes[0]
+            self.exchanges["finding_exchange"] = FindingExchange(*sizes, recipe.finding_exchange)
         guides = [recogniser] if recogniser is not None else []
-        for other in (*self.critics.values(), *self.independence.correlations.values(), *guides):
+        self.memories = {**self.independence.correlations, **self.exchanges}
+        for other in (*self.critics.values(), *self.memories.values(), *guides):
             other.to(next(model.parameters()).device)
         self.compute = compute
         compute.prepare(model.encoder, model.decoder, *self.critics.values(), *(guide.body for guide in guides))
@@ -84,7 +94,7 @@ class DisentanglementStep:
         i_real, z_ori, z_same, z_tar = self.encode_pairs(
             batch, with_target=swapping or self.identity_objective.needs_target
         )
-        source = self.sources(z_ori, z_same)
+        source = self.exchanged(self.sources(z_ori, z_same), batch)
         swapped, segments = self.swap(source, z_tar) if swapping and z_tar is not None else (None, [])
         i_rec, i_gen = self.decode(source, swapped)
 
@@ -134,6 +144,15 @@ class DisentanglementStep:
             return z_ori
         crossed = z_ori._replace(identity=z_same.identity), z_same._replace(identity=z_ori.identity)
         return Latents(*(torch.cat(pair) for pair in zip(*crossed, strict=True)))
+
+    def exchanged(self, source: Latents, batch: Batch) -> Latents:
+        """`sources` with the finding taken out of their identities, where the recipe says so."""
+        for exchange in self.exchanges.values():
+            finding = batch["finding_ori"]
+            if self.recipe.identity_from_same:
+                finding = torch.cat([batch["finding_same"], finding])
+            source = source._replace(identity=exchange(source.identity, finding))
+        return source
 
     def noisy(self, z: Latents) -> Latents:
         return Latents(
@@ -291,7 +310,7 @@ class DisentanglementStep:
 
     def parts(self) -> dict[str, Any]:
         """Everything a checkpoint must hold."""
-        parts: dict[str, Any] = {"model": self.model, "updater": self.updater, **self.independence.correlations}
+        parts: dict[str, Any] = {"model": self.model, "updater": self.updater, **self.memories}
         for term, network in self.critics.items():
             parts |= {f"{term}_discriminator": network, f"{term}_updater": self.critic_updaters[term]}
         return parts

@@ -305,6 +305,30 @@ def gallery(
 
 
 @app.command()
+def nearest(
+    patients: Annotated[list[int], typer.Option(min=1, help="In the gallery; may be given again.")] = [65_000],  # noqa: B006
+    images: Annotated[int, typer.Option(min=1, help="Of each patient.")] = 1,
+    queries: Annotated[int, typer.Option(min=1, help="Images asked about at once.")] = 64,
+    length: Annotated[int, typer.Option(min=1, help="Of a vector.")] = 96,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each candidate.")] = 3,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, each in its own process.")] = True,
+    threads: Threads = None,
+    as_json: Json = False,
+    output: Output = None,
+) -> None:
+    """The privacy gate's search for the nearest training patient: in blocks, at once, and by scikit-learn."""
+    from benchmarks import nearest as benchmark
+
+    show_measured(
+        "nearest",
+        lambda: benchmark.measure(patients, images, queries, length, rounds, memory),
+        as_json,
+        output,
+        threads=threads,
+    )
+
+
+@app.command()
 def start(
     repeats: Annotated[int, typer.Option(min=1, help="Processes timed, after one that fills the cache.")] = 3,
     images: Annotated[

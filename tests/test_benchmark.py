@@ -29,6 +29,10 @@ VERBS = {
         "--images 12 --vectors 50 --vectors 70 --queries 10 --rounds 1 --no-memory",
         {"latents", "search", "queries", "length"},
     ),
+    "nearest": (
+        "--patients 30 --patients 40 --images 2 --queries 5 --rounds 1 --no-memory",
+        {"galleries", "queries", "length"},
+    ),
 }
 
 

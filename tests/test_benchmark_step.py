@@ -99,7 +99,7 @@ def test_all_runs_every_verb_on_its_device_and_enough_steps_on_a_gpu(device, scr
     assert {command[0] for command in commands.values()} == verbs - {"quality"}
     for name, command in commands.items():
         assert command[-1] == str(Path("figures") / f"{name}.json")
-        assert command[0] in ("scale", "render", "ranks") or command[command.index("--device") + 1] == device
+        assert command[0] in ("scale", "render", "ranks", "nearest") or command[command.index("--device") + 1] == device
         if command[0] == "step" and device != "cpu":
             rounds, steps = (int(command[command.index(option) + 1]) for option in ("--rounds", "--steps"))
             assert rounds * steps >= 200

@@ -6,10 +6,15 @@ import json
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from bundle_commands import BUNDLES, FACE, Bundle
+from PIL import Image
 from tiny_bundle import SIZE, tiny_anonymizer, write_bundle
+from typer.testing import CliRunner
 
+from monai_anon.__main__ import app
 from monai_anon.bundles import BundleError, chosen_device, load_anonymizer
 
 
@@ -37,17 +42,42 @@ def test_model_names_other_weights(bundle: Path, tmp_path: Path) -> None:
     assert all(bool((parameter == 1).all()) for parameter in network.parameters())
 
 
-def test_the_chest_bundle_can_be_loaded(root: Path, tmp_path: Path) -> None:
-    from monai.bundle import ConfigParser
+@pytest.fixture(params=BUNDLES, ids=lambda found: found.name)
+def untrained(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Bundle, Path]:
+    """A bundle of this repository, and a model file of its networks before any training."""
+    network = request.param.parser("inference.json").get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    return request.param, tmp_path / "model.pt"
 
-    config = ConfigParser.load_config_file(root / "bundles" / "chest" / "configs" / "inference.json")
-    torch.save(ConfigParser(config).get_parsed_content("network_def").state_dict(), tmp_path / "model.pt")
+
+def test_every_bundle_can_be_loaded(untrained: tuple[Bundle, Path]) -> None:
+    found, model = untrained
     with pytest.raises(BundleError, match=r"model\.pt: this model has no prototypes"):
-        load_anonymizer(root / "bundles" / "chest", tmp_path / "model.pt")
+        load_anonymizer(found.folder, model)
     as_in_the_paper = {"policy": "latents", "prototypes": None}
-    network, settings = load_anonymizer(root / "bundles" / "chest", tmp_path / "model.pt", settings=as_in_the_paper)
+    network, settings = load_anonymizer(found.folder, model, settings=as_in_the_paper)
+    assert settings.channels == (3 if found == FACE else 1)
     image = torch.zeros(1, settings.channels, settings.image_size, settings.image_size)
     assert network(image, torch.zeros(1, int(network.noise_size))).shape == image.shape
+
+
+def test_anonymize_takes_every_bundles_files(untrained: tuple[Bundle, Path], tmp_path: Path) -> None:
+    """Gray ones by any, colour ones by a bundle of three channels; copies are as the model's images are."""
+    found, model = untrained
+    (tmp_path / "in").mkdir()
+    for name, mode in (("gray.png", "L"), ("colour.png", "RGB"), ("photo.jpg", "RGB")):
+        noise = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
+        Image.fromarray(noise).convert(mode).save(tmp_path / "in" / name)
+    words = ["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(found.folder)]
+    ended = CliRunner().invoke(app, [*words, "--model", str(model), "--policy", "latents", "--model-form"])
+    copies = {f.name: Image.open(f) for f in (tmp_path / "out").glob("*.png")}
+    assert {copy.size for copy in copies.values()} == {(64, 64)}
+    if found == FACE:
+        assert ended.exit_code == 0, ended.output
+        assert len(copies) == 3 and {copy.mode for copy in copies.values()} == {"RGB"}
+    else:
+        assert ended.exit_code == 1 and ended.output.count("a colour image where gray is expected") == 2
+        assert len(copies) == 1 and {copy.mode for copy in copies.values()} == {"L"}
 
 
 def test_what_is_no_bundle_is_refused(bundle: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from monai_anon.channel import FINEST, LEVELS, Channel, ChannelError, Codebook, respond
-from monai_anon.channel_fitting import fit_codebook, fit_mixture, invariant_axes, merged
+from monai_anon.channel_fitting import fit_channel, fit_codebook, fit_identity, fit_mixture, invariant_axes, merged
+from monai_anon.networks import Latents
 
 SIZE, PEOPLE, IMAGES = 3, 300, 4
 
@@ -197,3 +198,64 @@ def test_latents_that_are_all_alike_still_give_whole_prototypes():
     book = fit_codebook(medical, np.arange(200) // 2 % 100, np.arange(200) // 100, fewest=5)
     assert all(torch.isfinite(tensor.float()).all() for tensor in (book.points, book.prototypes, book.axes))
     assert all(book.count(level) >= 2 for level in range(len(LEVELS)))
+
+
+# ---- An identity of nobody, who has the finding ----
+
+
+@pytest.fixture(scope="module")
+def confounded():
+    """Tables fitted where the identity's first dimension tells the finding, which never changes within a patient;
+    latents and predicted findings.
+    """
+    medical, patient, finding = latents(confounded=True)
+    rng = np.random.default_rng(1)
+    identity = rng.normal(size=(PEOPLE, 5))[patient].astype(np.float32)
+    identity[:, 0] += 6 * finding - 3
+    z = Latents(*map(torch.from_numpy, (identity, medical, rng.normal(size=(len(patient), 2)).astype(np.float32))))
+    fitted = fit_channel(z, torch.from_numpy(patient), torch.from_numpy(finding), fewest=5)
+    return fitted.state_dict(), z, torch.from_numpy(finding)
+
+
+def drawn(confounded, **settings):
+    state, z, finding = confounded
+    channel = Channel((5, SIZE, 2), **settings)
+    channel.load_state_dict(state)
+    noise = torch.randn(len(finding), channel.noise_size, generator=torch.Generator().manual_seed(0))
+    return channel, channel(z, finding, noise)
+
+
+@pytest.mark.parametrize("policy", ["residual", "code"])
+def test_who_is_drawn_has_the_finding_where_identities_tell_it(confounded, policy):
+    _, released = drawn(confounded, policy=policy)
+    _, _, finding = confounded
+    assert ((released.identity[:, 0] > 0) == (finding == 1)).float().mean() > 0.99
+    assert released.identity[:, 1:].std(0).min() > 0.8  # drawn, and not a mean
+
+
+def test_who_is_drawn_has_the_finding_of_the_code_that_is_released_and_not_of_the_original(confounded):
+    """Or a randomised response would be undone by looking at the identity."""
+    channel, released = drawn(confounded, policy="code", prototypes=8, epsilon=0.1)
+    _, _, finding = confounded
+    table = channel.codebook.prototypes[channel.level]
+    code = torch.cdist(released.medical, table[: channel.codebook.count(channel.level)]).argmin(1)
+    kind = channel.codebook.kind(code, channel.level)
+    assert 0.2 < (kind == finding).float().mean() < 0.8  # the response did change the finding
+    assert ((released.identity[:, 0] > 0) == (kind == 1)).float().mean() > 0.99
+
+
+def test_every_code_has_the_finding_of_its_images_at_every_level(fitted):
+    book, medical, finding = fitted
+    for level in range(len(LEVELS)):
+        assert torch.equal(book.kind(book(medical, finding, level), level), finding)
+
+
+def test_identities_of_findings_alike_are_drawn_alike_and_a_finding_nobody_has_borrows_all():
+    rng = np.random.default_rng(0)
+    identity, finding = rng.normal(size=(2000, 4)).astype(np.float32), np.arange(2000) % 2 * 2
+    prior = fit_identity(identity, finding, classes=3)
+    np.testing.assert_allclose(prior.means, 0, atol=0.1)
+    np.testing.assert_allclose(prior.means[1], identity.mean(0), atol=1e-5)
+    assert torch.equal(prior.factors[0], prior.factors[2]) and float(prior.shares[1]) == 0
+    generator = torch.Generator().manual_seed(0)
+    assert torch.isfinite(prior(torch.rand(100, generator=generator), torch.randn(100, 4, generator=generator))).all()

@@ -29,6 +29,11 @@ def mixed():
     return make_cohort(patient[order].tolist(), generator.integers(0, 3, 90).tolist(), ("a", "b", "c"))
 
 
+def test_patients_in_whom_the_finding_changes_are_counted_among_those_with_several_images():
+    assert make_cohort([0, 0, 1, 1, 1, 2, 3], [0, 1, 1, 1, 1, 0, 1]).changing_findings() == (1, 2)
+    assert make_cohort([], []).changing_findings() == (0, 0)
+
+
 def drawn(sampler, iterations):
     batches = [sampler.indices(i) for i in range(iterations)]
     return {key: np.concatenate([batch[key] for batch in batches]) for key in batches[0]}

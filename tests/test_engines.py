@@ -1,6 +1,7 @@
 """Kill and resume, what is refused on resuming, the collapse guard, the best model and the picture grid."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from monai_anon.engines import Resume, StepEvaluator, StepTrainer, seed_iteratio
 from monai_anon.handlers import (
     BestModel,
     CollapseGuard,
+    ConfoundingNote,
     ImageGrid,
     ReplacementScore,
     TrainingCollapse,
@@ -669,3 +671,26 @@ def test_grid_is_written_as_png_and_to_tensorboard(tmp_path, channels):
 if __name__ == "__main__":
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # as in conftest.py
     stage_1(Path(sys.argv[1]), kill_at=int(sys.argv[2])).run()
+
+
+# ---- A finding that marks the patient ----
+
+
+@pytest.mark.parametrize(
+    ("changing", "handled", "level", "warned"),
+    [
+        (0, False, logging.INFO, True),
+        (4, False, logging.INFO, True),
+        (5, False, logging.INFO, False),
+        (0, True, logging.INFO, False),
+        (0, False, logging.WARNING, False),  # a rank that is told to be quiet
+    ],
+)
+def test_a_finding_that_hardly_ever_changes_within_a_patient_is_warned_of(changing, handled, level, warned, caplog):
+    cohort = tiny_cohort(200, 100)  # two images each, the same finding
+    cohort.finding[:100] = 0
+    cohort.finding[100:] = (torch.arange(100) < changing).long()
+    with caplog.at_level(level, "monai_anon"):
+        ConfoundingNote(cohort, handled)(None)
+    assert ("confounded.json" in caplog.text) == warned
+    assert not warned or f"changes in {changing} of 100 patients" in caplog.text

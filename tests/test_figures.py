@@ -131,7 +131,11 @@ def test_the_explanation_is_of_what_the_models_policy_releases(gallery: Gallery)
         assert all((known == one).all(1).any() for one in z.medical) and not torch.equal(z.residual, own.residual)
     shown = titles(figures.explanation(coded))
     assert torch.equal(shown["anonymised"], coded.decode(coded.released(coded.z)))
-    assert torch.equal(coded.released(coded.z).identity, coded.released(coded.z_first).identity)
+    finding, other = (model.disentangler.classify(own.medical).argmax(1) for own in (coded.z, coded.z_first))
+    alike = finding == other  # who is drawn has the finding; beside it the draws are the same
+    assert alike.any()
+    identity, first = (coded.released(own).identity[alike] for own in (coded.z, coded.z_first))
+    assert torch.equal(identity, first)
 
 
 # ---- the files ----

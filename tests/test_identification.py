@@ -298,11 +298,11 @@ def singled_out(rows):
 
 def test_who_is_named_more_often_than_by_chance_is_singled_out():
     untouched = named(0.9, 0.8, 1.0, "none")
-    assert singled_out(closed(*named(0.2, 0.1, 0.3), *untouched))["identification (P9)"].outcome == "fails"
-    assert singled_out(closed(*named(0.06, 0.02, 0.1), *untouched))["identification (P9)"].outcome == "chance"
-    assert singled_out(closed(*named(0.06, 0.02, 0.1)))["identification (P9)"].outcome == "open"
-    assert singled_out(closed(row("static_auc", 0.5)))["identification (P9)"].outcome == "open"
-    assert "identification (P9)" not in singled_out([*judge(0.97), row("static_auc", 0.5)])
+    assert singled_out(closed(*named(0.2, 0.1, 0.3), *untouched))["identification (P10)"].outcome == "fails"
+    assert singled_out(closed(*named(0.06, 0.02, 0.1), *untouched))["identification (P10)"].outcome == "chance"
+    assert singled_out(closed(*named(0.06, 0.02, 0.1)))["identification (P10)"].outcome == "open"
+    assert singled_out(closed(row("static_auc", 0.5)))["identification (P10)"].outcome == "open"
+    assert "identification (P10)" not in singled_out([*judge(0.97), row("static_auc", 0.5)])
 
 
 def test_what_cannot_be_asked_is_not_applicable_and_not_missing():
@@ -334,12 +334,12 @@ def test_a_report_of_a_closed_set_says_so_in_every_section(pages):
     assert "of the very people" in parts["closed"]["P1"].sentence
     assert "strangers" in parts["closed"]["P5"].sentence
     assert "closed set" not in parts["old"]["P1"].sentence
-    assert "P9" in parts["closed"] and "P9" in parts["apart"] and "P9" not in parts["old"]
+    assert "P10" in parts["closed"] and "P10" in parts["apart"] and "P10" not in parts["old"]
     assert any(CLOSED_SET in sentence for sentence in pages["closed"]["limits"])
     assert not any(CLOSED_SET in sentence for sentence in pages["apart"]["limits"])
     assert "whose other images they were trained on" in pages["closed"]["quality"].caption
     assert pages["apart"]["quality"].caption.endswith("they have not seen")
-    assert "P9" not in pages["apart"]["verdicts"][0]["missing"] + pages["old"]["verdicts"][0]["missing"]
+    assert "P10" not in pages["apart"]["verdicts"][0]["missing"] + pages["old"]["verdicts"][0]["missing"]
 
 
 def test_the_tables_have_a_closed_sets_columns_only_there():
@@ -391,5 +391,5 @@ def test_a_closed_set_of_irises_is_measured_from_manifest_to_tables(irises):
     assert 1 / 6 <= averaged["judge_identification_confidence"].value <= 1
     for name in ("attacks.csv", "table_3.csv", "judges.csv"):
         assert "identif" in (folder / name).read_text()
-    assert "P9 identification" in (folder / "report.md").read_text()
+    assert "P10 identification" in (folder / "report.md").read_text()
     assert '"closed_set": true' in (folder / "run.json").read_text()

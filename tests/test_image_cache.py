@@ -133,11 +133,11 @@ import sys, time
 from monai_anon import image_store
 from monai_anon.cohort import Cohort
 
-def read(path, channels, read=image_store.read_image):
+def read(path, channels, to_gray, read=image_store.read_image):
     if path.name >= "training12":
         print("reached", flush=True)
         time.sleep(60)
-    return read(path, channels)
+    return read(path, channels, to_gray)
 
 image_store.read_image, image_store._AT_ONCE, image_store.threads = read, 2, lambda: 1
 Cohort.from_manifest(sys.argv[1], "training", 8, cache_dir=sys.argv[2], progress=False)

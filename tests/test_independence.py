@@ -5,7 +5,13 @@ import pytest
 import torch
 from torch import nn
 
-from monai_anon.independence import FindingCorrelation, PatientCorrelation, RunningCorrelation, Whitening
+from monai_anon.independence import (
+    FindingCorrelation,
+    FindingExchange,
+    PatientCorrelation,
+    RunningCorrelation,
+    Whitening,
+)
 from monai_anon.networks import Latents
 
 NO_NOISE = 0.0, 0.0
@@ -111,3 +117,69 @@ def test_what_the_noise_hides_is_no_leak():
         terms[1].measure(maps, z.residual)
         values[noise] = [float(term.correlation.before[:, -1].square().sum().sqrt()) for term in terms]
     assert min(values[0.0]) > 0.9 and max(values[0.5]) < 0.05
+
+
+# ---- A finding that never changes within a patient ----
+
+RADIUS = 4.0
+
+
+def identities(shift, count=4000, seed=0):
+    """Identity latents on a sphere, of which one direction tells the finding, and the findings."""
+    generator = torch.Generator().manual_seed(seed)
+    finding = torch.arange(count) % 2
+    direction = torch.ones(16) / 4
+    identity = torch.randn(count, 16, generator=generator) + shift * (finding * 2 - 1)[:, None] * direction
+    return torch.nn.functional.normalize(identity, dim=1) * RADIUS, finding
+
+
+def told(identity, finding):
+    """How often the finding is read right from half of the identities by what the other half teaches (linearly)."""
+    teach, ask = slice(None, None, 2), slice(1, None, 2)
+    order = torch.randperm(len(finding), generator=torch.Generator().manual_seed(1))
+    x, y = torch.cat([identity, torch.ones(len(identity), 1)], 1)[order], finding[order] * 2.0 - 1
+    rule = torch.linalg.lstsq(x[teach], y[teach, None]).solution
+    return float(((x[ask] @ rule)[:, 0].sign() == y[ask]).float().mean())
+
+
+def test_after_the_exchange_an_identity_no_longer_tells_the_finding():
+    torch.manual_seed(0)
+    identity, finding = identities(shift=3.0)
+    exchange = FindingExchange(2, 16, share=1.0, memory=0.5)
+    moved = exchange(identity, finding)
+    assert told(identity, finding) > 0.98
+    assert abs(told(moved, finding) - 0.5) < 0.04
+    torch.testing.assert_close(moved.norm(dim=1), torch.full((4000,), RADIUS))
+    assert ((moved - identity).norm(dim=1) < 1e-4).float().mean() == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_exchange_moves_next_to_nothing_where_identities_do_not_tell_the_finding():
+    torch.manual_seed(0)
+    identity, finding = identities(shift=0.0)
+    assert (FindingExchange(2, 16, share=1.0)(identity, finding) - identity).norm(dim=1).max() < 0.1 * RADIUS
+
+
+def test_the_exchange_moves_the_share_it_is_given_and_none_to_a_finding_that_it_has_not_seen():
+    torch.manual_seed(0)
+    identity, finding = identities(shift=3.0)
+    moved = FindingExchange(2, 16, share=0.5)(identity, finding)
+    assert ((moved - identity).norm(dim=1) > 1e-3).float().mean() == pytest.approx(0.25, abs=0.03)
+    ill = finding == 1
+    alone = FindingExchange(2, 16, share=1.0)
+    torch.testing.assert_close(alone(identity[ill], finding[ill]), identity[ill])
+
+
+def test_the_exchange_remembers_in_a_checkpoint_and_passes_gradients_to_the_identity():
+    torch.manual_seed(0)
+    identity, finding = identities(shift=3.0)
+    first, then = FindingExchange(2, 16, share=1.0), FindingExchange(2, 16, share=1.0)
+    first(identity, finding)
+    then.load_state_dict(first.state_dict())
+    few = identity[:6].clone().requires_grad_()
+    results = []
+    for exchange in (first, then):
+        torch.manual_seed(3)
+        results.append(exchange(few, finding[:6]))
+    assert torch.equal(*results) and not first.means.requires_grad
+    results[0].sum().backward()
+    assert (few.grad.norm(dim=1) > 0).all()

@@ -43,16 +43,16 @@ def test_one_file_may_be_given_a_new_name(images: Path, tmp_path: Path) -> None:
 
 def test_inputs_that_cannot_be_used_are_listed_together(images: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    (tmp_path / "x.dcm").touch()
+    (tmp_path / "x.doc").touch()
     with pytest.raises(PlanError) as caught:
         plan_files(
-            [tmp_path / "absent.png", tmp_path / "x.dcm", images / "manifest.json", tmp_path / "empty"], tmp_path / "o"
+            [tmp_path / "absent.png", tmp_path / "x.doc", images / "manifest.json", tmp_path / "empty"], tmp_path / "o"
         )
-    absent, dicom, manifest, empty = caught.value.problems
+    absent, document, manifest, empty = caught.value.problems
     assert absent.endswith("absent.png: no such file or folder")
-    assert dicom.endswith("x.dcm: the supported formats are PNG and JPEG (*.png, *.jpg, *.jpeg)")
-    assert manifest.endswith("*.jpeg); give the folder that holds it")
-    assert empty.endswith("empty holds no PNG or JPEG file (*.png, *.jpg, *.jpeg)")
+    assert document.endswith("x.doc: the supported formats are PNG, JPEG, TIFF, NIfTI and DICOM")
+    assert manifest.endswith("and DICOM; give the folder that holds it")
+    assert empty.endswith("empty holds no image; supported are PNG, JPEG, TIFF, NIfTI and DICOM")
 
 
 def test_all_targets_that_exist_are_listed_and_overwrite_allows_them(images: Path, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_a_cohort_without_a_verdict_silences_only_itself(tmp_path):
 def test_no_attack_is_no_verdict(tmp_path):
     written, page = page_of(tmp_path, [*judge(0.97), row("judge_finding_auc", 0.9, 0.8, 1.0)])
     assert "no attack" in written.silence and "No privacy verdict" in page
-    assert page.count("This attack was not run.") == 8
+    assert page.count("This attack was not run.") == 9
 
 
 def test_an_attack_on_the_reference_alone_is_no_verdict(tmp_path):

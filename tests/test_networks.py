@@ -324,6 +324,54 @@ def test_initialised_takes_the_first_stage_of_a_model_of_both(tmp_path):
         assert torch.equal(a, b)
 
 
+def disentangler_of(size, *widths):
+    return Disentangler(
+        Encoder(size, 1, widths, LATENT_SIZES, stem=2),
+        Decoder(size, 1, widths[::-1], LATENT_SIZES, head=2),
+        LatentClassifier(LATENT_SIZES[1], 2),
+    )
+
+
+@pytest.mark.parametrize("more", [(), (4,), (2, 4)])
+def test_initialised_takes_a_smaller_models_weights_for_all_layers_that_see_the_same_maps(more, tmp_path):
+    small, large = disentangler_of(16, 8, 12), disentangler_of(16 * 2 ** len(more), *more, 8, 12)
+    torch.save(small.state_dict(), tmp_path / "small.pt")
+    fresh = {name: tensor.clone() for name, tensor in large.state_dict().items()}
+    initialised(large, str(tmp_path / "small.pt"))
+    shift = 2 * len(more)
+    for index, block in enumerate(small.encoder.blocks):
+        for a, b in zip(block.parameters(), large.encoder.blocks[index + shift].parameters(), strict=True):
+            assert torch.equal(a, b)
+    for a, b in zip(small.decoder.blocks, large.decoder.blocks):
+        assert all(torch.equal(p, q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+    assert torch.equal(small.encoder.head.weight, large.encoder.head.weight)
+    assert torch.equal(small.decoder.dense.weight, large.decoder.dense.weight)
+    new = [
+        name
+        for name, tensor in large.state_dict().items()
+        if torch.equal(tensor, fresh[name]) and "conv1.weight" in name
+    ]
+    assert len(new) == 2 * shift  # of new blocks, as many in the encoder as in the decoder
+
+
+def test_initialised_refuses_a_smaller_model_of_other_widths(tmp_path):
+    torch.save(disentangler_of(16, 8, 16).state_dict(), tmp_path / "small.pt")
+    with pytest.raises(ValueError, match=r"(?s)small\.pt cannot be used for these networks.*size mismatch"):
+        initialised(disentangler_of(32, 4, 8, 12), str(tmp_path / "small.pt"))
+
+
+def test_initialised_starts_the_classes_of_other_people_anew(tmp_path):
+    """Whether the file has none, as many, or others."""
+    for number, source in enumerate((tiny_disentangler(), tiny_disentangler(5), tiny_disentangler(7))):
+        torch.save(source.state_dict(), tmp_path / f"{number}.pt")
+        other = tiny_disentangler(5)
+        before = other.identity_classifier[0].weight.detach().clone()
+        initialised(other, str(tmp_path / f"{number}.pt"))
+        assert torch.equal(other.identity_classifier[0].weight, before)
+        assert torch.equal(other.encoder.head.weight, source.encoder.head.weight)
+    initialised(tiny_disentangler(), str(tmp_path / "2.pt"))
+
+
 def test_initialised_names_a_file_that_holds_no_weights(tmp_path):
     (tmp_path / "notes.pt").write_text("not a model")
     with pytest.raises(ValueError, match=r"notes\.pt cannot be used"):

@@ -20,7 +20,7 @@ from monai_anon import ranks
 from monai_anon.cohort import PairLoader, PairSampler
 from monai_anon.engines import Resume, StepTrainer
 from monai_anon.identities import Gallery, IdentityPairs
-from monai_anon.identity_objectives import ContrastiveIdentity, SiameseIdentity
+from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdentity, SiameseIdentity, SummedIdentity
 from monai_anon.identity_vae_step import IdentityVAEStep
 from monai_anon.networks import Discriminator, IdentityVAE
 from monai_anon.optimisation import Optimisation
@@ -85,6 +85,15 @@ def papers():
     return trained(step, [uneven(seed) for seed in range(STEPS)])
 
 
+def classified():
+    """Eq. 2 with a class for each patient, and our contrastive loss."""
+    torch.manual_seed(9)
+    model = tiny_disentangler(SIZE, dropout=0.0)
+    objective = SummedIdentity([ClassifiedIdentity(model.identity_classifier), ContrastiveIdentity()])
+    step = DisentanglementStep(model, Recipe({"medical": 0.5, "identity": 1.0, "ssim": 1.0}), OPTIMISATION, objective)
+    return trained(step, [uneven(seed) for seed in range(STEPS)])
+
+
 def uneven(seed):
     """A batch of which the first rank has 2 patients with a second image, the second one 5."""
     batch = pair_batch(SIZE, seed)
@@ -137,7 +146,7 @@ def agreeing():
     return {"same": ranks.agreed(5, "cpu"), "different": ranks.agreed(dist.get_rank(), "cpu")}
 
 
-EXPERIMENTS = (ours, papers, identity_vae, gathering, averaging, normalising, agreeing)
+EXPERIMENTS = (ours, papers, classified, identity_vae, gathering, averaging, normalising, agreeing)
 
 
 def start_two(folder, *more):
@@ -168,7 +177,7 @@ def flat(result):
     return {"": result}
 
 
-@pytest.mark.parametrize("experiment", [ours, papers, identity_vae], ids=lambda e: e.__name__)
+@pytest.mark.parametrize("experiment", [ours, papers, classified, identity_vae], ids=lambda e: e.__name__)
 def test_two_ranks_train_what_one_process_with_both_batches_trains(both, experiment):
     """Terms, gradients, every network, average and memory, over four iterations, in float32 within 1e-5."""
     whole, parts = flat(experiment()), [flat(result[experiment.__name__]) for result in both]

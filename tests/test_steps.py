@@ -13,7 +13,7 @@ from tiny import LATENT_SIZES, SIZE, pair_batch, tiny_discriminator, tiny_disent
 from torch import nn
 
 from monai_anon import losses, optimisation
-from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdentity, SiameseIdentity
+from monai_anon.identity_objectives import ClassifiedIdentity, ContrastiveIdentity, SiameseIdentity, SummedIdentity
 from monai_anon.identity_vae_step import VAE_TERMS, IdentityVAEStep
 from monai_anon.independence import CORRELATIONS
 from monai_anon.networks import IdentityVAE, LatentClassifier, Latents, Recogniser
@@ -96,6 +96,7 @@ def counted(*modules):
         ({"weights": {"ssim": -1.0}}, r"weights: \['ssim'\] are negative"),
         ({"weights": {}, "noise": {"medical": -0.1}}, r"noise: \['medical'\] are negative"),
         ({"weights": {"disentanglement": 1.0}, "swaps": ()}, "swaps is empty"),
+        ({"weights": {}, "finding_exchange": 1.5}, "finding_exchange is 1.5; it must be a share, from 0 to 1"),
     ],
 )
 def test_recipe_refuses_unknown_names_and_negative_numbers(settings, message):
@@ -207,6 +208,22 @@ def test_a_discriminator_without_weight_is_dropped_and_not_kept_in_checkpoints()
         f"{term}_{what}" for term in ("adversarial", "swap_adversarial") for what in ("discriminator", "updater")
     }
     assert set(make_step().parts()) == {"model", "updater", *CORRELATIONS} | critics
+
+
+@pytest.mark.parametrize("identity_from_same", [False, True])
+def test_the_exchange_is_told_the_finding_of_the_image_that_each_identity_is_of(identity_from_same):
+    step = make_step(Recipe({"ssim": 1.0}, finding_exchange=0.5, identity_from_same=identity_from_same))
+    told = []
+    step.exchanges["finding_exchange"].register_forward_hook(lambda _, given, __: told.append(given))
+    batch = pair_batch()
+    step.updater = Recorder()
+    step(batch, 0.5)
+    (identity, finding), which = told[0], ("same", "ori") if identity_from_same else ("ori",)
+    with torch.no_grad():
+        images = torch.cat([batch[f"i_{w}"] for w in which])
+        torch.testing.assert_close(identity.detach(), step.model.encode(images).identity)
+    assert torch.equal(finding, torch.cat([batch[f"finding_{w}"] for w in which]))
+    assert "finding_exchange" in step.parts()
 
 
 def test_without_swap_terms_nothing_is_swapped_or_encoded_for_it():
@@ -511,6 +528,24 @@ def test_multi_class_identity_trains_its_classifier():
     terms = step(pair_batch(), 0.5)
     assert float(terms["identity"]) == pytest.approx(math.log(4), rel=0.5)
     assert not torch.equal(model.identity_classifier[0].weight, before)
+
+
+def test_summed_identity_is_its_objectives_sum_and_needs_what_they_need():
+    batch, classifier = pair_batch(), tiny_disentangler(patients=4, dropout=0.0).identity_classifier
+    z_ori, z_same, z_tar = (Latents(*(torch.randn(6, size) for size in LATENT_SIZES)) for _ in range(3))
+    parts = [ClassifiedIdentity(classifier), ContrastiveIdentity(0.5), SiameseIdentity(0.2)]
+    expected = sum(part(z_ori, z_same, z_tar, batch) for part in parts)
+    assert torch.allclose(SummedIdentity(parts)(z_ori, z_same, z_tar, batch), expected)
+    assert SummedIdentity(parts).needs_target and not SummedIdentity(parts[:2]).needs_target
+    assert SummedIdentity(parts).knows_people and not SummedIdentity(parts[1:]).knows_people
+
+
+def test_nobody_whose_class_is_learnt_is_made_another_person():
+    model = tiny_disentangler(patients=4)
+    known = SummedIdentity([ContrastiveIdentity(), ClassifiedIdentity(model.identity_classifier)])
+    with pytest.raises(ValueError, match=r"warp is 0\.04: it makes every patient another person.*give warp 0"):
+        make_step(Recipe({"identity": 1.0}, warp=0.04), known, model=model)
+    make_step(Recipe({"identity": 1.0}, warp=0.04), ContrastiveIdentity(), model=model)
 
 
 # ---- Statistics ----

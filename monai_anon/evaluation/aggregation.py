@@ -31,7 +31,7 @@ OF_ATTACKS = (
     rf"{PERSON_ATTACKS}|(privacy|static|adaptive|linkage|inversion|membership|repeated|attribute|probe|identification)_(?!\S*chance)\S+"
     r"|factor_id_\S+_r2|factors_identity_r2"
 )
-"""Metrics from which a criterion of anonymity can fail: P1 to P9, and the identity factors of a generated cohort."""
+"""Metrics from which a criterion of anonymity can fail: P1 to P10, and the identity factors of a generated cohort."""
 
 NAMES = {
     "static_auc|judge_original_auc": "static",

@@ -91,7 +91,8 @@ ATTACKS = {
     "repeated_": "P6 repeated release",
     "attribute_": "P7 attributes",
     "probe_": "P8 latent probes",
-    "identification_": "P9 identification",
+    "oracle_": "P9 codes known",
+    "identification_": "P10 identification",
 }
 CONTENT = {
     "judge_": "M1, M3 the judge on released images",

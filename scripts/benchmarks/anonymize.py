@@ -17,10 +17,11 @@ from PIL import Image
 
 from benchmarks import timing
 from monai_anon.bundles import load_anonymizer
+from monai_anon.copies import copy_bytes, write_whole
 from monai_anon.jobs import Job, plan_files
 from monai_anon.phantoms import chest
 from monai_anon.phantoms.rendering import MAX_SIZE
-from monai_anon.release import FileAnonymizer, read_original, to_picture, write_png
+from monai_anon.release import FileAnonymizer, read_original
 
 BUNDLE = timing.ROOT / "bundles/chest"
 MODEL_BATCHES = (1, 16, 64)
@@ -140,7 +141,7 @@ def parts(anonymizer: FileAnonymizer, jobs: Sequence[Job], rounds: int, device: 
 
     def write() -> None:
         for image, original, job in zip(generated, originals, jobs, strict=True):
-            write_png(to_picture(image, original, keep_form=True), job.target, overwrite=True)
+            write_whole(copy_bytes(image, original, keep_form=True), job.target, overwrite=True)
 
     timings = timing.alternate({"reading": read, "model": generate, "writing": write}, rounds, device, warm_up=0)
     return {name: 1e3 * timings.median(name) / len(jobs) for name in timings.seconds}

@@ -22,7 +22,7 @@ def commands(device: str, folder: Path) -> dict[str, list[str]]:
     runs["step_train"] = ["step", "--recipe", "train", "--batch-size", "24", *STEPS[kind], "--device", device]
     runs["data"] = ["data", "--device", device]
     runs |= {name: [name, "--device", device] for name in ("anonymize", "gallery", "start")}
-    runs |= {name: [name] for name in ("scale", "render", "ranks")}  # on the CPU in any case
+    runs |= {name: [name] for name in ("scale", "render", "ranks", "nearest")}  # on the CPU in any case
     return {name: [*command, "--json", "--output", str(folder / f"{name}.json")] for name, command in runs.items()}
 
 

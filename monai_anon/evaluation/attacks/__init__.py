@@ -1,4 +1,4 @@
-"""Attacks on released images, P1 to P9: each a function of a subject and a scene that returns rows.
+"""Attacks on released images, P1 to P10: each a function of a subject and a scene that returns rows.
 
 Every attacker has the same budget (`Scene.steps` batches) for every subject and knows the anonymizer: it may release
 images of the training patients and learn from them. Figures are of the test patients, whom it has never seen, or in a
@@ -8,6 +8,7 @@ closed set by other images only. An AUC below 0.5 can be turned round and tells 
 from monai_anon.evaluation.attacks import (
     adaptive,
     attributes,
+    codes,
     identification,
     inversion,
     membership,
@@ -26,5 +27,6 @@ ATTACKS: dict[str, Measure] = {
     "repeated": repeated.repeated,
     "attributes": attributes.attributes,
     "probes": probes.probes,
+    "codes": codes.codes,
     "identification": identification.identification,
 }

@@ -1,4 +1,4 @@
-"""P9: which of the training people is it? A classifier, in a closed set: a test image's person is in training.
+"""P10: which of the training people is it? A classifier, in a closed set: a test image's person is in training.
 
 The paper's privacy figure for multi-class identity (section 4.3) is the largest confidence of such a network on
 anonymised images; ideally each of N people gets 1 / N. That alone says little: a network is sure of much that it has
@@ -71,8 +71,8 @@ class Identifier:
 
 
 def identification(subject: Subject, scene: Scene) -> list[Row]:
-    """P9: an independent classifier of the training people, trained on real training images alone, names whom untouched
-    and released test images show. It never sees the anonymizer; attackers that do are P2, P4 and P6.
+    """P10: an independent classifier of the training people, trained on real training images alone, names whom
+    untouched and released test images show. It never sees the anonymizer; attackers that do are P2, P4 and P6.
 
     Returns:
         Of released images `identification_accuracy` (rank 1), `identification_chance`, `identification_confidence` (the

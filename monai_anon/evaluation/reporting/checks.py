@@ -77,7 +77,7 @@ ATTRIBUTES = AucAttack(
 PROBES = AucAttack(
     "latent probes (P8)", "probe_(medical|residual)_patient_auc", "links patients by the latents that pass"
 )
-IDENTIFICATION = "identification (P9)", "identification_accuracy"
+IDENTIFICATION = "identification (P10)", "identification_accuracy"
 GALLERIES = "linkage in a gallery (P3)", r"linkage_(\d+_)?rank_1"
 RANKS = (
     "rank-1 of the other attackers (P1, P2, P4, P6)",

@@ -124,10 +124,10 @@ class Page:
         ]
 
     def attack_sections(self, dataset: str = "") -> list[report_sections.Section]:
-        """P1 to P9, the last only where there is a closed set (of that name), or something is said of it."""
+        """P1 to P10, the last only where there is a closed set (of that name), or something is said of it."""
         closed = dataset in self.closed if dataset else bool(self.closed)
         closed |= any(row.metric.startswith("identification_") for row in self.rows)
-        return [section for section in report_sections.ATTACKS if closed or section.key != "P9"]
+        return [section for section in report_sections.ATTACKS if closed or section.key != "P10"]
 
     def _finding_line(self, one: Headline) -> str:
         if one.finding is None:
@@ -169,7 +169,7 @@ class Page:
         return f"{section.sentence} In a closed set{which}: {section.closed}"
 
     def attacks(self) -> list[Part]:
-        """P1 to P9 with their figures, whether they were run or not, then the attackers' curves."""
+        """P1 to P10 with their figures, whether they were run or not, then the attackers' curves."""
         parts = []
         for section in self.attack_sections():
             part = self.part(section)

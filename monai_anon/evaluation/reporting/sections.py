@@ -179,7 +179,21 @@ ATTACKS = (
     ),
     Section(
         "P9",
-        "P9: identification in a closed set",
+        "P9: codes known",
+        "Where a code passes and nothing else: an oracle knows every image's code without error, and how often two "
+        "images of a patient have which codes. With the very image that was released nobody can do better.",
+        [
+            Group("By another image of the patient", rf"oracle_(?P<figure>{_PERSON})", PERSON),
+            Group(
+                "By the very image that was released, among one image of each test patient",
+                r"oracle_image_(?P<figure>rank_1|chance)",
+                {"rank_1": "rank-1", "chance": "bound: K / N"},
+            ),
+        ],
+    ),
+    Section(
+        "P10",
+        "P10: identification in a closed set",
         "The attacker trains a classifier on real images of all training people, who here are the test people, too, "
         "and asks it whom a released image shows. The largest confidence is the paper's figure: 1/N of N people is "
         "ideal, a ratio to chance of 1. It is calibrated on untouched images, but released ones are of another kind, "
