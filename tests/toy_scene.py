@@ -10,7 +10,8 @@ import torch
 from test_judges import toy_cohort
 from torch import Tensor, nn
 
-from monai_anon.evaluation.judges import JudgeSchedule, train_judges
+from monai_anon.evaluation.judge_networks import MedicalJudge, Verifier
+from monai_anon.evaluation.judges import Judges, JudgeSchedule, train_judges
 from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject, subject_of
 from monai_anon.networks import Latents
@@ -62,3 +63,22 @@ def figures(rows: Any) -> dict[str, Any]:
 
 def noise_like(images: Tensor) -> Tensor:
     return torch.randn(images.shape)
+
+
+def closed_scene(people: int = 12, steps: int = 80, validation: bool = True, **options: Any) -> Scene:
+    """A closed set: of each person six images to learn from, two to stop by, two to be named; chance is 1 in `people`.
+
+    The last person has no training image. Parts number their people by themselves, as a manifest's do.
+    """
+    everybody = toy_cohort(people + 1, images=10, seed=4)
+    place, last = torch.arange(len(everybody)) % 10, everybody.patient == people
+    training, stop, test = ((place < 6) & ~last, (place >= 6) & (place < 8) & ~last, place >= 8)
+    parts = [everybody.subset(mask.nonzero()[:, 0].numpy()) for mask in (training, stop, test)]
+    parts[2].patient = people - parts[2].patient  # another order than the training part's
+    means: dict[str, Any] = {"schedule": BUDGET, "n_bootstrap": 60, "progress": False, "closed_set": True} | options
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # untrained networks tell toy people apart, too, and cost nothing
+        planes = BUDGET.planes
+        networks = Verifier(1, planes), MedicalJudge(1, planes, 2, 2)
+    judges = Judges(*networks, list(everybody.classes), ["left", "right"])
+    return Scene(parts[0], parts[1] if validation else None, parts[2], judges, steps=steps, **means)

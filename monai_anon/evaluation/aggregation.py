@@ -28,10 +28,10 @@ STATIC_ATTACK = "static_auc", "judge_original_auc"
 """The same attack by two measurements: P1 over several releases, and the paper's Table 3 over one."""
 PRIVACY_RANK = "privacy_rank_1"
 OF_ATTACKS = (
-    rf"{PERSON_ATTACKS}|(privacy|static|adaptive|linkage|inversion|membership|repeated|attribute|probe)_(?!\S*chance)\S+"
+    rf"{PERSON_ATTACKS}|(privacy|static|adaptive|linkage|inversion|membership|repeated|attribute|probe|identification)_(?!\S*chance)\S+"
     r"|factor_id_\S+_r2|factors_identity_r2"
 )
-"""Metrics from which a criterion of anonymity can fail: P1 to P8, and the identity factors of a generated cohort."""
+"""Metrics from which a criterion of anonymity can fail: P1 to P10, and the identity factors of a generated cohort."""
 
 NAMES = {
     "static_auc|judge_original_auc": "static",
@@ -54,6 +54,7 @@ NAMES = {
     "static_rank_1": "static",
     r"adaptive_(\S+)_rank_1": r"adaptive, \1",
     "inversion_rank_1": "inversion",
+    "identification_accuracy": "training people",
     "linkage_rank_1": "all test patients",
     r"linkage_(\d+)_rank_1": r"\1 patients",
 }

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.baselines import BASELINES
@@ -20,6 +21,7 @@ from monai_anon.engines import StepTrainer
 from monai_anon.evaluation.aggregation import silences, withheld
 from monai_anon.evaluation.attacks import ATTACKS
 from monai_anon.evaluation.attacks.headline import headline
+from monai_anon.evaluation.attacks.identification import identified
 from monai_anon.evaluation.contents import CONTENT
 from monai_anon.evaluation.contents.factors import factor_tables
 from monai_anon.evaluation.figures import draw_figures, draw_releases
@@ -125,6 +127,7 @@ class Evaluation:
             seed=self.settings.seed,
             n_bootstrap=self.settings.n_bootstrap,
             device=self.device,
+            closed_set=self.manifest.closed_set,
         )
         parts = {name: scene.part(name) for name in ("training", "validation", "test")}
         scene.factors = factor_tables(self.manifest.path.parent, parts)
@@ -182,7 +185,14 @@ class Evaluation:
         assert subject.networks is not None
         disentangler = subject.networks.disentangler
         sources = self.sources(disentangler, build_gallery(disentangler, scene.training))
-        return evaluate_anonymization(disentangler, sources, scene.training, scene.test, scene.judges, self.settings)
+        arguments = disentangler, sources, scene.training, scene.test, scene.judges, self.settings
+        if not scene.closed_set:
+            return evaluate_anonymization(*arguments)
+
+        def named(method: str, generated: Tensor) -> list[Row]:
+            return identified(Subject(method, subject.anonymise, subject.weights), scene, generated)
+
+        return evaluate_anonymization(*arguments, known=scene.known, also=named)
 
     def draw(self, subject: Subject, scene: Scene) -> None:
         """A sheet of the policies, Figures 4 to 7 of the paper and an explanation; of others what they release."""
@@ -197,6 +207,7 @@ class Evaluation:
         gallery = build_gallery(subject.networks.disentangler, scene.training)
         plain = self.plain_vae(gallery)
         options: dict[str, Any] = {"numbers": (0, 4, 5, 6, 7), "seed": scene.seed, "command": typed_command()}
+        options["known"] = scene.known
         draw_figures(subject.networks, plain, scene.test, gallery, folder, **options)
 
     def plain_vae(self, gallery: Gallery) -> IdentityVAE:

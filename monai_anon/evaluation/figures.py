@@ -23,7 +23,8 @@ from torch import Tensor
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.evaluation import metrics
 from monai_anon.evaluation.latents import decode, device_of, encode
-from monai_anon.evaluation.protocol import OUTSIDE, IdentitySource
+from monai_anon.evaluation.people import OUTSIDE
+from monai_anon.evaluation.protocol import IdentitySource
 from monai_anon.evaluation.targets import draw_targets
 from monai_anon.identities import AveragedIdentities, Gallery, SampledIdentities
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
@@ -151,18 +152,27 @@ class Stand:
     Args:
         model: both stages.
         plain_vae: the VAE without privacy loss.
-        test: people whom the model has not seen.
+        test: people whom the model has not seen, or in a closed set by other images only.
         gallery: identity latents of the training part.
         seed: of people, targets and synthetic identities.
+        known: the gallery's codes (N,) of the test images' people; None where they are in no gallery.
     """
 
     def __init__(
-        self, model: LatentSwapAnonymizer, plain_vae: IdentityVAE, test: Cohort, gallery: Gallery, seed: int
+        self,
+        model: LatentSwapAnonymizer,
+        plain_vae: IdentityVAE,
+        test: Cohort,
+        gallery: Gallery,
+        seed: int,
+        known: np.ndarray | None = None,
     ) -> None:
         self.model, self.plain_vae, self.gallery, self.seed = model.eval(), plain_vae, gallery, seed
         self.networks: Disentangler = model.disentangler
         patients, finding = test.patient.numpy(), test.finding.numpy()
         self.people = choose_people(patients, finding, seed=seed)
+        codes = np.full(len(patients), OUTSIDE) if known is None else known
+        self.codes = torch.from_numpy(codes[self.people])
         first, last = draw_targets(patients, finding, seed)
         self.original, self.first, self.last = (
             to_model_range(test.images[torch.from_numpy(rows)])
@@ -179,9 +189,8 @@ class Stand:
         return decode(self.networks, latents)
 
     def identity(self, source: IdentitySource) -> Tensor:
-        """New identities of the people, who are in no gallery; the same noise for every source."""
-        strangers = torch.full((len(self.original),), OUTSIDE, dtype=torch.int64)
-        return source(self.z.identity, strangers, torch.Generator().manual_seed(self.seed)).cpu()
+        """New identities of the people, never averaged over themselves; the same noise for every source."""
+        return source(self.z.identity, self.codes, torch.Generator().manual_seed(self.seed)).cpu()
 
     @torch.no_grad()
     def released(self, z: Latents) -> Latents:
@@ -309,17 +318,18 @@ def draw_figures(
     numbers: Sequence[int] = (4, 5, 6, 7),
     seed: int = 0,
     command: str = "",
+    known: np.ndarray | None = None,
 ) -> list[Path]:
     """The figures of these numbers (0: the report's explanation) as PNG in `output`; returns their paths.
 
-    The folder's `pictures.json` gets an entry for each.
+    The folder's `pictures.json` gets an entry for each. `known` as for `Stand`.
 
     Raises:
         ValueError: a number that is not of `FIGURES`, or a test part in which somebody has no target.
     """
     if unknown := sorted(set(numbers) - set(FIGURES)):
         raise ValueError(f"figures {unknown} are not drawn here; known are {sorted(FIGURES)} (0: explanation)")
-    stand, folder, pictures = Stand(model, plain_vae, test, gallery, seed), Path(output), []
+    stand, folder, pictures = Stand(model, plain_vae, test, gallery, seed, known), Path(output), []
     for number in numbers:
         columns_of, title, caption = FIGURES[number]
         columns = columns_of(stand)

@@ -197,7 +197,8 @@ def _fingerprint(manifest: Manifest) -> str:
 
 
 def quality(judges: Judges, cohort: Cohort, *, n_bootstrap: int = 1000, seed: int = 0) -> dict[str, metrics.Interval]:
-    """The judges' own figures on untouched images of patients they have not seen, with patient-clustered intervals.
+    """The judges' own figures on untouched images, with patient-clustered intervals: of patients whom they have not
+    seen, or in a closed set by other images only.
 
     Returns:
         ``verification_auc``, ``rank_1`` (gallery of one image per patient), ``rank_1_chance``, ``finding_auc``,

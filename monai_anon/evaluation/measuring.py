@@ -91,7 +91,8 @@ def scene_key(scene: Scene) -> str:
     networks = [digest(network) for network in (scene.judges.verifier, scene.judges.medical)]
     means = dataclasses.asdict(scene.schedule), scene.steps, scene.seed, scene.n_bootstrap
     factors = {name: table.to_csv() for name, table in (scene.factors or {}).items()}
-    return _digest([__version__, code_digest(), cohort_digest(scene), networks, means, scene.test.name, factors])
+    known = [cohort_digest(scene), scene.closed_set]
+    return _digest([__version__, code_digest(), *known, networks, means, scene.test.name, factors])
 
 
 def cohort_digest(scene: Scene) -> str:

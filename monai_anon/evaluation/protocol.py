@@ -25,6 +25,7 @@ from monai_anon.evaluation.contents import CONTENT
 from monai_anon.evaluation.findings import Truth, finding_figures
 from monai_anon.evaluation.judges import Judges, quality, verdict
 from monai_anon.evaluation.latents import Disentangling, decode, device_of, encode
+from monai_anon.evaluation.people import OUTSIDE
 from monai_anon.evaluation.tables import JUDGES, Row
 from monai_anon.evaluation.targets import draw_targets
 from monai_anon.networks import Latents
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray
 IdentitySource = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-OUTSIDE = -1  # patient code of somebody who is not in an identity source's gallery
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,21 +114,26 @@ def evaluate_anonymization(
     cohort_test: Cohort,
     judges: Judges,
     settings: Settings,
+    known: Array | None = None,
+    also: Callable[[str, Tensor], list[Row]] = lambda method, generated: [],
 ) -> list[Row]:
     """Table 3: for every identity source the original patient, all training patients, and the finding.
 
-    Test patients are strangers to every source's gallery, so their patient code is `OUTSIDE`.
+    Args:
+        known: training codes (N,) of the test images' patients, by which a source leaves the original patient out; None
+            where all are strangers to every source's gallery, and their code is `OUTSIDE`.
+        also: further rows of a source and its images (N, C, S, S) in [-1, 1].
     """
     bench = Bench(model, cohort_test, judges, settings)
     gallery = bench.encode(cohort_train.images).identity.numpy()
     members, patient = np.unique(cohort_train.patient.numpy(), return_inverse=True)
     share = np.zeros((len(gallery), len(members)), dtype=np.float32)
     share[np.arange(len(gallery)), patient] = 1.0 / np.bincount(patient)[patient]
+    originals = torch.full((len(bench.images),), OUTSIDE) if known is None else torch.from_numpy(known)
     rows = []
     for method, source in sources.items():
         generator = torch.Generator().manual_seed(settings.seed)
-        strangers = torch.full((len(bench.images),), OUTSIDE, dtype=torch.int64)
-        identity = source(bench.latents.identity, strangers, generator)
+        identity = source(bench.latents.identity, originals, generator)
         generated = bench.decode(bench.latents._replace(identity=identity.cpu()))
         found = bench.encode(generated)
         # Overall accuracy: share of the training patients (each by all of its images) that the image is taken for.
@@ -139,6 +144,7 @@ def evaluate_anonymization(
         rows += bench.own_finding_rows(method, found, None)
         rows += bench.person_rows(method, generated, None)
         rows += bench.finding_rows(method, generated, None)
+        rows += also(method, generated)
     return rows
 
 

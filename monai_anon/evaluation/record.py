@@ -45,6 +45,7 @@ def run_record(
             "fingerprint": cohort_digest(scene),
             "name": scene.test.name.removesuffix("/test"),
             "generated": is_generated(manifest),
+            "closed_set": manifest.closed_set,
             "image_size": scene.test.images.shape[-1],
             "channels": scene.test.images.shape[1],
             "classes": list(scene.test.classes),

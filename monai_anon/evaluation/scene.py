@@ -17,6 +17,7 @@ from torch import Tensor
 from monai_anon.evaluation import galleries, metrics
 from monai_anon.evaluation.judge_training import SCHEDULE, JudgeSchedule
 from monai_anon.evaluation.judges import Judges, quality, verdict
+from monai_anon.evaluation.people import KNOWN_PEOPLE, OUTSIDE, codes_among
 from monai_anon.evaluation.subjects import Anonymise, Subject, release
 from monai_anon.evaluation.tables import JUDGES, Row
 
@@ -42,13 +43,15 @@ class Scene:
 
     Args:
         training, validation, test: parts of one manifest; what learns, learns on the first, and stops by the second
-            where there is one. Figures are of the third, whose patients nobody has seen.
+            where there is one. Figures are of the third, whose patients nobody has seen, unless the set is closed.
         judges: trained on real training images.
         steps: budget of every attacker and of everything else that is trained to measure, in batches.
         schedule: how they are trained; `steps` replaces its `verifier_steps`, and bounds its `medical_steps`.
         seed: of releases, attackers and draws.
         n_bootstrap: draws of patients behind every interval.
         progress: show bars.
+        closed_set: people are the same in all parts, by their entries' names; judges and attackers then know the test
+            people by other images.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Scene:
         n_bootstrap: int = 1000,
         device: str | torch.device = "cpu",
         progress: bool = True,
+        closed_set: bool = False,
     ) -> None:
         self.training, self.validation, self.test, self.judges = training, validation, test, judges
         self.schedule = dataclasses.replace(
@@ -71,7 +75,9 @@ class Scene:
         )
         self.steps, self.seed, self.n_bootstrap = steps, seed, n_bootstrap
         self.device, self.progress = torch.device(device), progress
-        self.patients = test.patient.numpy()
+        self.patients, self.closed_set = test.patient.numpy(), closed_set
+        self.known = codes_among(training, test) if closed_set else np.full(len(test), OUTSIDE, dtype=np.int64)
+        """The training part's codes (N,) of the test images' people; `OUTSIDE` for who is not in training."""
         self.factors: dict[str, pd.DataFrame] | None = None
         """Exact factors of every part (one row an image), where the cohort is generated."""
         self.memo: dict[str, Any] = {}
@@ -137,6 +143,9 @@ class Scene:
     def quality_rows(self) -> list[Row]:
         """The judges' own figures on untouched test images; the first tells why there is no verdict."""
         rows = [Row(JUDGES, self.test.name, name, *found, seed=self.seed) for name, found in self.quality.items()]
+        if self.closed_set:
+            inside = len(np.unique(self.known[self.known != OUTSIDE])) / self.people
+            rows.append(Row(JUDGES, self.test.name, KNOWN_PEOPLE, inside, n=self.people, seed=self.seed))
         return [dataclasses.replace(rows[0], note=self.silence), *rows[1:]]
 
     def row(

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monai_anon.evaluation.people import KNOWN_PEOPLE, NOT_APPLICABLE
 from monai_anon.whole_files import write_text
 
 if TYPE_CHECKING:
@@ -61,6 +62,24 @@ JUDGED_3 = {
     "side": "judge_side_accuracy",
     "severity corr.": "judge_severity_correlation",
 }
+# Columns that a closed set alone has.
+CLOSED_3 = {
+    "identified": "judge_identification_accuracy",
+    "largest confidence": "judge_identification_confidence",
+}
+CLOSED_QUALITY = {
+    "test people trained on": KNOWN_PEOPLE,
+    "identification rank-1": "identification_accuracy",
+    "by chance": "identification_chance",
+    "largest confidence": "identification_confidence",
+    "less accuracy": "identification_overconfidence",
+}
+CLOSED_SET = (
+    "A closed set: the test people are in the training part, too, by other images. The verifier and whatever learns "
+    "from released images know them, so these attackers are stronger than elsewhere, and no figure here is to be "
+    "compared with one of people apart. A judge may know the finding by the person. Membership (P5) asks which images "
+    "were trained on, not whose; nothing is compared with strangers, for there are none."
+)
 # Prefix of a metric -> what it belongs to (evaluation.md); the order is that of the tables.
 ATTACKS = {
     "privacy_": "headline",
@@ -73,6 +92,7 @@ ATTACKS = {
     "attribute_": "P7 attributes",
     "probe_": "P8 latent probes",
     "oracle_": "P9 codes known",
+    "identification_": "P10 identification",
 }
 CONTENT = {
     "judge_": "M1, M3 the judge on released images",
@@ -194,7 +214,13 @@ def read_rows(path: str | Path) -> list[Row]:
 
 def quality_table(rows: Sequence[Row]) -> pd.DataFrame:
     """The judges' own figures on untouched images: the table that comes before every other."""
-    return _table([row for row in rows if row.method == JUDGES], [JUDGES], QUALITY)
+    own = [row for row in rows if row.method == JUDGES]
+    return _table(own, [JUDGES], QUALITY | (CLOSED_QUALITY if closed_sets(own) else {}))
+
+
+def closed_sets(rows: Iterable[Row]) -> set[str]:
+    """The data sets whose test people are training people, which their judges say."""
+    return {row.dataset for row in rows if row.method == JUDGES and row.metric == KNOWN_PEOPLE}
 
 
 def table_2(rows: Sequence[Row]) -> pd.DataFrame:
@@ -206,7 +232,9 @@ def table_3(rows: Sequence[Row]) -> pd.DataFrame:
     """The paper's Table 3, our rows (one an identity source) and the printed chest figures."""
     known = {JUDGES, *EXPERIMENTS}
     methods = list(dict.fromkeys(row.method for row in [*rows, *PAPER_ROWS] if row.method not in known))
-    return _table([*rows, *PAPER_ROWS], methods, OWN_3 | JUDGED_3)
+    asked = {row.metric for row in rows}
+    closed = {title: metric for title, metric in CLOSED_3.items() if metric in asked}
+    return _table([*rows, *PAPER_ROWS], methods, OWN_3 | JUDGED_3 | closed)
 
 
 def attack_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -290,7 +318,7 @@ def cell(row: Row | None) -> str:
 
 def without_value(row: Row) -> str:
     """What stands in a cell for a row without a value."""
-    return next((why for why in ("no verdict", "no bound") if row.note.startswith(why)), "not measured")
+    return next((why for why in ("no verdict", "no bound", NOT_APPLICABLE) if row.note.startswith(why)), "not measured")
 
 
 def notes(rows: Iterable[Row]) -> list[str]:
@@ -307,6 +335,7 @@ def report(rows: Sequence[Row]) -> str:
     """All tables as one Markdown page, the judges first."""
     parts = ["## The judges, on untouched images", to_markdown(quality_table(rows))]
     parts += [f"**{note}**" for note in notes(rows)]
+    parts += [CLOSED_SET] if closed_sets(rows) else []
     parts += [
         "## Table 2: disentanglement",
         to_markdown(table_2(rows)),

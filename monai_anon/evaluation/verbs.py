@@ -71,6 +71,8 @@ def judges(bundle: BundleOption = CHEST, manifest: ManifestOption = None, judges
     overrides: dict[str, object] = {"manifest": _text(manifest), "judges_dir": _text(judges_dir)}
     evaluation = bundle_evaluation(bundle, overrides)
     measured = quality(evaluation.train_judges(), evaluation.cohort("test"))
+    if evaluation.manifest.closed_set:
+        typer.echo("a closed set: the judges were trained on other images of the test people")
     for name, interval in measured.items():
         typer.echo(f"{name:24} {interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f}), n = {interval.n}")
     _end_without(verdict(measured.get("verification_auc")))
@@ -101,8 +103,8 @@ def evaluate(
         Optional[list[str]],  # noqa: UP045
         typer.Option(
             metavar="NAME[,NAME...]",
-            help="static, adaptive, linkage, inversion, membership, repeated, attributes, probes, codes; or `no` for "
-            "none. May be repeated.  [default: all]",
+            help="static, adaptive, linkage, inversion, membership, repeated, attributes, probes, codes, "
+            "identification (of closed sets); or `no` for none. May be repeated.  [default: all]",
         ),
     ] = None,
     content: Annotated[
@@ -128,7 +130,7 @@ def evaluate(
     pictures: PicturesOption = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be measured, and do none of it.")] = False,
 ) -> None:
-    """Measure an anonymizer on a manifest's test part: Tables 2 and 3 of the paper, attacks P1 to P9, content, realism.
+    """Measure an anonymizer on a manifest's test part: the paper's Tables 2 and 3, attacks P1 to P10, content, realism.
 
     The judges' own quality comes first: where the verifier is too weak, no privacy figure is given and the exit code is
     3. Everything is measured on the image itself as well (`none`), for comparison. What is done is kept: the same

@@ -4,6 +4,9 @@ Some attackers only see releases or may ask for them; others hold the model file
 of training patients, the members, and as many of test patients, whom nothing was trained on. The figure is how well one
 number an image tells the two apart. None of them trains a network: attacks that do, on models of the attacker's own
 (Carlini et al. 2022), are stronger.
+
+In a closed set the test people are training people: members and others are then images of the same people, and nothing
+can be compared with strangers.
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from monai_anon.channel import Channel, Mixture
 from monai_anon.evaluation import metrics
 from monai_anon.evaluation.latents import Disentangling, decode, device_of, real_latents
+from monai_anon.evaluation.people import NO_STRANGERS, OUTSIDE
 from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject, channel_of, release
 from monai_anon.evaluation.tables import Row
@@ -33,6 +37,7 @@ from monai_anon.readers import to_model_range
 Array = np.ndarray
 SAMPLES = 4096
 """Synthetic identities that are drawn to compare with."""
+OF_IMAGES = "which images were trained on, of people who all were"
 LEAST = 1e-6
 """Errors and variations below this count as this much, so that they have a logarithm."""
 
@@ -83,20 +88,37 @@ def membership(subject: Subject, scene: Scene) -> list[Row]:
         return [scene.silent(subject, "membership_nearest_auc", scene.silence)]
     candidates = candidates_of(scene)
     rows = nearest_rows(subject, scene) + black_box_rows(subject, scene, candidates)
-    return rows + (white_box_rows(subject, scene, candidates) if subject.networks is not None else [])
+    rows += white_box_rows(subject, scene, candidates) if subject.networks is not None else []
+    return [of_images(row) for row in rows] if scene.closed_set else rows
+
+
+def of_images(row: Row) -> Row:
+    """A row of a closed set, which says that images and not people are asked about."""
+    if row.value is None:
+        return row
+    return dataclasses.replace(row, note="; ".join(filter(None, [row.note, OF_IMAGES])))
 
 
 # ---- who is asked about ----
 
 
 def candidates_of(scene: Scene) -> Candidates:
-    """The test part, and about as many images of training patients drawn by the scene's seed."""
+    """The test part, and about as many images of training patients drawn by the scene's seed: in a closed set of the
+    test people, as many of each as there are in the test part.
+    """
     trained = scene.training.patient.numpy()
-    chosen = member_indices(trained, len(scene.test.images), scene.seed)
+    if scene.closed_set:
+        chosen = images_of_the_same(trained, scene.known, scene.seed)
+    else:
+        chosen = member_indices(trained, len(scene.test.images), scene.seed)
     rows = torch.from_numpy(chosen)
     images = torch.cat([scene.training.images[rows], scene.test.images])
     member = np.arange(len(images)) < len(chosen)
-    return Candidates(images, member, codes([trained[chosen], scene.patients]), rows)
+    patients = codes([trained[chosen], scene.patients])
+    if scene.closed_set:  # one code a person: intervals draw people, with all of their images
+        outside = trained.max() + 1 + scene.patients
+        patients = np.concatenate([trained[chosen], np.where(scene.known == OUTSIDE, outside, scene.known)])
+    return Candidates(images, member, patients, rows)
 
 
 def member_indices(patients: Array, count: int, seed: int) -> Array:
@@ -105,6 +127,14 @@ def member_indices(patients: Array, count: int, seed: int) -> Array:
     sizes = np.array([(patients == name).sum() for name in names]).cumsum()
     chosen = names[: int(np.searchsorted(sizes, count)) + 1]
     return np.flatnonzero(np.isin(patients, chosen))
+
+
+def images_of_the_same(patients: Array, known: Array, seed: int) -> Array:
+    """Images of training patients (M,), of each as many as known codes (N,) hold, or all where there are fewer."""
+    draw, chosen = np.random.default_rng(seed), []
+    for patient, count in zip(*np.unique(known[known != OUTSIDE], return_counts=True), strict=True):
+        chosen.append(draw.permutation(np.flatnonzero(patients == patient))[:count])
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, dtype=np.int64)
 
 
 def codes(parts: list[Array]) -> Array:
@@ -151,6 +181,8 @@ def told_apart(
 
 def nearest_rows(subject: Subject, scene: Scene) -> list[Row]:
     """Whether released test images are nearer to training patients than strangers' real images are."""
+    if scene.closed_set:
+        return [scene.silent(subject, "membership_nearest_auc", NO_STRANGERS)]
     known = scene.vectors("training")
     released = (scene.judges.embed(scene.released(subject, "test").images) @ known.T).max(axis=1)
     strangers = (scene.vectors("test") @ known.T).max(axis=1)
@@ -224,10 +256,11 @@ def reconstruction_scores(disentangler: Disentangling, images: Tensor, z: Latent
 
 def pair_rows(subject: Subject, scene: Scene, candidates: Candidates, identity: Tensor) -> list[Row]:
     """Whether members' images have identity latents (N, D) that are more alike: each image's mean cosine similarity to
-    the patient's others.
+    the patient's others, of those that are members as it is, or are not.
     """
     unit = F.normalize(identity, dim=1).numpy()
     same = candidates.patients[:, None] == candidates.patients[None, :]
+    same &= candidates.member[:, None] == candidates.member[None, :]
     np.fill_diagonal(same, False)
     several = same.any(axis=1)
     member = candidates.member[several]
@@ -272,6 +305,8 @@ def identity_nearest_rows(
     Below 0.5 they lie apart from real ones. An average of many people lies near everybody: above 0.5 need not be memory
     where `identity_samples`, which compares training with test people, is at chance.
     """
+    if scene.closed_set:
+        return [scene.silent(subject, "membership_identity_nearest_auc", NO_STRANGERS)]
     near = [nearest_similarity(identity, training) for identity in (samples, strangers)]
     made = np.arange(len(samples) + len(strangers)) < len(samples)
     patients = codes([np.arange(len(samples)), scene.patients])

@@ -30,7 +30,8 @@ def linkage(subject: Subject, scene: Scene) -> list[Row]:
 
     A gallery holds one real image of every patient, never the one that the query was made from. Rows of a size are
     expectations over all galleries of that size (hypergeometric) of test and training people, not one drawn gallery.
-    The verifier knows the training people, which makes those strangers a little easier.
+    The verifier knows the training people, which makes those strangers a little easier. In a closed set strangers are
+    only those of them who are no test people: nobody is a stranger to an image of their own.
 
     Returns:
         `linkage_N_rank_1`, `linkage_N_rank_5` and `linkage_N_chance` (of rank 1) for every N; `linkage_rank_1` and
@@ -39,7 +40,10 @@ def linkage(subject: Subject, scene: Scene) -> list[Row]:
     """
     if scene.silence:
         return [scene.silent(subject, "linkage_rank_1", scene.silence)]
-    known = scene.vectors("test"), scene.vectors("training")[one_each(scene.training.patient.numpy(), scene.seed)]
+    trained = scene.training.patient.numpy()
+    chosen = one_each(trained, scene.seed)
+    strangers = chosen[~np.isin(trained[chosen], scene.known)]
+    known = scene.vectors("test"), scene.vectors("training")[strangers]
     asked = [scene.judges.embed(one.images) for one in scene.releases(subject, "test")]
     near = [vectors @ known[0].T for vectors in asked]
     among = [own_and_others(similarity, scene.patients, scene.seed) for similarity in near]

@@ -29,6 +29,7 @@ Array = np.ndarray
 
 NEIGHBOURS = 5  # Naeem et al. 2020
 MOST_REFERENCES = 2000
+SAME_PEOPLE = "closed set: the real images are of the same people, so the floor is lower than where they are others"
 NOTE = "in the medical judge's features, against real training images; method none's row is the floor"
 
 
@@ -49,17 +50,18 @@ def realism(subject: Subject, scene: Scene) -> list[Row]:
     centre, scale = reference.mean(axis=0), np.sqrt(reference.var(axis=0).mean()) or 1.0
     real = (reference - centre) / scale
     generated = (judge_features(scene.judges, released) - centre) / scale
-    kernel_distance = kid(real, generated, references, scene.patients)
+    kernel_distance = kid(real, generated, references, scene.patients, scene.known[:, None] != references[None, :])
     alike = real[: len(generated)]
     of_generated = {"precision": precision(alike, generated), "density": density(alike, generated)}
     of_reference = {"recall": recall(alike, generated), "coverage": coverage(alike, generated)}
     asked = references[: len(alike)]
-    return [
+    rows = [
         _fid_row(subject, scene, fid(real, generated)),
         scene.row(subject, "kid", kernel_distance, note=NOTE),
         *(scene.mean(subject, name, values, note=NOTE) for name, values in of_generated.items()),
         *(scene.mean(subject, name, values, patients=asked, note=NOTE) for name, values in of_reference.items()),
     ]
+    return [dataclasses.replace(row, note=f"{row.note}; {SAME_PEOPLE}") for row in rows] if scene.closed_set else rows
 
 
 @torch.no_grad()
@@ -127,11 +129,12 @@ def fid(real: Array, generated: Array) -> Statistic:
     return statistic
 
 
-def kid(real: Array, generated: Array, real_patients: Array, patients: Array) -> Statistic:
+def kid(real: Array, generated: Array, real_patients: Array, patients: Array, apart: Array | None = None) -> Statistic:
     """Unbiased squared MMD with the kernel (x.y / D + 1)^3 (Binkowski et al. 2018) as a statistic of weights (G,).
 
     Pairs of two images of one patient are left out on either side (there they are no independent draws), so the
-    value may be negative, and is the usual one where every patient has one image.
+    value may be negative, and is the usual one where every patient has one image. ``apart`` (G, R) says which pairs of
+    a generated and a real image are of two patients; in a closed set not all are.
     """
     inside_real, inside, between = (_kernel(real, real), _kernel(generated, generated), _kernel(generated, real))
     strangers = (real_patients[:, None] != real_patients[None, :]).astype(np.float64)
@@ -139,13 +142,14 @@ def kid(real: Array, generated: Array, real_patients: Array, patients: Array) ->
     if not strangers.any() or not others.any():
         return lambda weights: float("nan")
     constant = (inside_real * strangers).sum() / strangers.sum()
-    inside, to_real = inside * others, between.mean(axis=1)
+    unlike = np.ones_like(between) if apart is None else apart.astype(np.float64)
+    inside, to_real, compared = inside * others, (between * unlike).sum(axis=1), unlike.sum(axis=1)
 
     def statistic(weights: Array) -> float:
         pairs = weights @ others @ weights
-        if pairs == 0:
+        if pairs == 0 or weights @ compared == 0:
             return float("nan")
-        return float(constant + weights @ inside @ weights / pairs - 2.0 * weights @ to_real / weights.sum())
+        return float(constant + weights @ inside @ weights / pairs - 2.0 * weights @ to_real / (weights @ compared))
 
     return statistic
 

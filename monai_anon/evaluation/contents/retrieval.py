@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy.spatial.distance import cdist
 from sklearn.neighbors import NearestNeighbors
 
 from monai_anon.evaluation.contents.realism import judge_features, training_features
@@ -26,7 +27,8 @@ def retrieval(subject: Subject, scene: Scene) -> list[Row]:
 
     Rows `retrieval_precision_at_10` and `retrieval_ndcg_at_10` by the medical judge's features (Euclidean). Where the
     subject has latents, `retrieval_own_*` by its medical latent, and `retrieval_own_before_*` for the untouched
-    images by the same; by the judge, "before" is method none's row.
+    images by the same; by the judge, "before" is method none's row. In a closed set a person's own images are no
+    answer: they are alike by the person, and similar cases are other people's.
     """
     released = scene.released(subject, "test").images
     rows = _neighbour_rows(
@@ -46,17 +48,32 @@ def _neighbour_rows(subject: Subject, scene: Scene, name: str, queries: Array, d
         return [
             scene.silent(subject, metric, f"not measured: fewer than {NEAREST} training images") for metric in names
         ]
-    search = NearestNeighbors(n_neighbors=NEAREST, algorithm="brute").fit(database)
-    nearest = search.kneighbors(queries, return_distance=False)
+    others = scene.known[:, None] != scene.training.patient.numpy()[None, :]
+    if others.sum(axis=1).min() < NEAREST:
+        return [
+            scene.silent(subject, metric, f"not measured: fewer than {NEAREST} training images of other people")
+            for metric in names
+        ]
+    nearest = nearest_of(queries, database, others)
     asked, held = Truth.of(scene.test, []), Truth.of(scene.training, [])
-    same = asked.finding[:, None] == held.finding[None, :]
-    gain = gains(asked, held)
+    same = (asked.finding[:, None] == held.finding[None, :]) & others
+    gain = gains(asked, held) * others
     values = np.take_along_axis(same, nearest, axis=1).mean(axis=1), ndcg(gain, nearest)
-    chances = same.mean(), np.nanmean(expected_ndcg(gain, NEAREST))
+    chances = same.sum() / others.sum(), np.nanmean(expected_ndcg(gain, NEAREST, others))
     return [
         scene.mean(subject, metric, value, note=f"{chance:.3f} by chance")
         for metric, value, chance in zip(names, values, chances, strict=True)
     ]
+
+
+def nearest_of(queries: Array, database: Array, allowed: Array) -> Array:
+    """The `NEAREST` places (Q, 10) of rows (N, D) that each of (Q, D) may have as answers, (Q, N), best first."""
+    if allowed.all():
+        search = NearestNeighbors(n_neighbors=NEAREST, algorithm="brute").fit(database)
+        found: Array = search.kneighbors(queries, return_distance=False)
+        return found
+    apart = np.where(allowed, cdist(queries, database), np.inf)
+    return np.argsort(apart, axis=1, kind="stable")[:, :NEAREST]
 
 
 def gains(asked: Truth, held: Truth) -> Array:
@@ -81,10 +98,11 @@ def ndcg(gain: Array, nearest: Array) -> Array:
     return _over_best(found, gain, discount)
 
 
-def expected_ndcg(gain: Array, k: int) -> Array:
-    """`ndcg` of k answers drawn at random, in expectation: (Q,)."""
+def expected_ndcg(gain: Array, k: int, allowed: Array | None = None) -> Array:
+    """`ndcg` of k answers drawn at random, of those that are allowed (Q, N; default: all), in expectation: (Q,)."""
     discount = 1.0 / np.log2(np.arange(2, k + 2))
-    return _over_best(gain.mean(axis=1) * discount.sum(), gain, discount)
+    mean = gain.mean(axis=1) if allowed is None else (gain * allowed).sum(axis=1) / allowed.sum(axis=1)
+    return _over_best(mean * discount.sum(), gain, discount)
 
 
 def _over_best(found: Array, gain: Array, discount: Array) -> Array:

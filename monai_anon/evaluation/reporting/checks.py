@@ -14,6 +14,7 @@ from typing import Literal
 
 from monai_anon.evaluation.aggregation import PRIVACY_RANK, REFERENCE, attack_name, excludes, leakage, matching
 from monai_anon.evaluation.attacks.probes import NOT_PASSED
+from monai_anon.evaluation.people import NOT_APPLICABLE
 from monai_anon.evaluation.tables import JUDGES, Row
 
 Outcome = Literal["fails", "sign", "open", "chance", "inapplicable"]
@@ -66,7 +67,7 @@ NEAREST = AucAttack(
 MEMBERSHIP = AucAttack(
     "membership inference (P5)",
     r"membership_(?!(identity_)?nearest_)\S+_auc",
-    "tells whose images the anonymizer was trained on",
+    "tells which images the anonymizer was trained on",
 )
 ATTRIBUTES = AucAttack(
     "attribute inference (P7)",
@@ -76,6 +77,7 @@ ATTRIBUTES = AucAttack(
 PROBES = AucAttack(
     "latent probes (P8)", "probe_(medical|residual)_patient_auc", "links patients by the latents that pass"
 )
+IDENTIFICATION = "identification (P10)", "identification_accuracy"
 GALLERIES = "linkage in a gallery (P3)", r"linkage_(\d+_)?rank_1"
 RANKS = (
     "rank-1 of the other attackers (P1, P2, P4, P6)",
@@ -225,7 +227,9 @@ def _cannot_pick_out(reference: Sequence[Row], chances: Mapping[str, float]) -> 
 def _chance(row: Row, ours: Sequence[Row], known: Sequence[Row]) -> float | None:
     """The share of right answers of a guess in the gallery of a rank."""
     size = re.fullmatch(r"linkage_(\d+)_rank_1", row.metric)
-    if size:
+    if row.metric == IDENTIFICATION[1]:
+        rows = matching(ours, "identification_chance")
+    elif size:
         rows = matching(ours, f"linkage_{size[1]}_chance")
     else:
         judges = matching((one for one in known if one.method == JUDGES), "rank_1_chance")
@@ -287,6 +291,8 @@ def figure(row: Row) -> str:
 def silent(attack: str, rows: Sequence[Row]) -> Check:
     """An attack without a figure, and why."""
     why = next((row.note for row in rows if row.note), "")
+    if rows and all(row.note.startswith(NOT_APPLICABLE) for row in rows):
+        return Check(attack, "inapplicable", f"{why}.")
     return Check(attack, "open", f"gave no figure ({why})." if rows and why else "was not run.")
 
 

@@ -19,6 +19,7 @@ from monai_anon.evaluation.reporting.checks import (
     ADAPTIVE,
     ATTRIBUTES,
     GALLERIES,
+    IDENTIFICATION,
     INVERSION,
     RANKS,
     REPEATED,
@@ -36,7 +37,7 @@ from monai_anon.evaluation.reporting.checks import (
     probe_check,
     rank_check,
 )
-from monai_anon.evaluation.tables import JUDGES, Row
+from monai_anon.evaluation.tables import JUDGES, Row, closed_sets
 
 WORDS: dict[Outcome, str] = {
     "fails": "fails",
@@ -130,6 +131,7 @@ def _checks(ours: Sequence[Row], shared: Sequence[Row], generated: bool) -> dict
             rank_check(GALLERIES, ours, reference, shared),
             rank_check(RANKS, ours, reference, shared),
             auc_check(INVERSION, ours, linked, reference),
+            *([rank_check(IDENTIFICATION, ours, reference, shared)] if closed_sets(shared) else []),
         ],
         "Linkability": [auc_check(attack, ours, linked, reference) for attack in (STATIC, ADAPTIVE, REPEATED)],
         "Inference": [

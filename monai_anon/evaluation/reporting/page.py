@@ -10,6 +10,7 @@ import monai_anon
 from monai_anon.evaluation import tables
 from monai_anon.evaluation.aggregation import REFERENCE, Headline, aggregate, attacked, headlines, withheld
 from monai_anon.evaluation.aggregation import silences as silences_of
+from monai_anon.evaluation.people import NOT_APPLICABLE
 from monai_anon.evaluation.reporting import conclusions, passing, provenance
 from monai_anon.evaluation.reporting import sections as report_sections
 from monai_anon.evaluation.reporting import tables as report_tables
@@ -36,6 +37,7 @@ class Page:
         self.rows = aggregate(self.raw)
         self.headlines = headlines(self.raw)
         self.datasets = list(dict.fromkeys(row.dataset for row in self.rows))
+        self.closed = tables.closed_sets(every)
         told = {row.dataset for row in self.raw if row.method in self.subjects() and attacked(row)}
         for dataset in self.datasets:
             if dataset not in self.silences and dataset not in told:
@@ -110,12 +112,22 @@ class Page:
     def without_figure(self, one: Headline) -> list[str]:
         """The attacks that say nothing of a method."""
         measured = [row for row in self.rows if (row.dataset, row.method) == (one.dataset, one.method)]
-        found = [row.metric for row in measured if row.value is not None and "chance" not in row.metric]
+        found = [
+            row.metric
+            for row in measured
+            if (row.value is not None and "chance" not in row.metric) or row.note.startswith(NOT_APPLICABLE)
+        ]
         return [
             section.title
-            for section in report_sections.ATTACKS
+            for section in self.attack_sections(one.dataset)
             if not any(re.fullmatch(group.pattern, metric) for group in section.groups for metric in found)
         ]
+
+    def attack_sections(self, dataset: str = "") -> list[report_sections.Section]:
+        """P1 to P10, the last only where there is a closed set (of that name), or something is said of it."""
+        closed = dataset in self.closed if dataset else bool(self.closed)
+        closed |= any(row.metric.startswith("identification_") for row in self.rows)
+        return [section for section in report_sections.ATTACKS if closed or section.key != "P10"]
 
     def _finding_line(self, one: Headline) -> str:
         if one.finding is None:
@@ -147,14 +159,21 @@ class Page:
         """A section with its tables; None where it has none."""
         found = [table for group in section.groups if (table := report_tables.group_table(self.rows, group))]
         figures = self.drawings.of_content(section.key)
-        return Part(section.key, section.title, section.sentence, found, figures) if found else None
+        return Part(section.key, section.title, self.sentence(section), found, figures) if found else None
+
+    def sentence(self, section: report_sections.Section) -> str:
+        """What a section asks, and what a closed set changes where there is one."""
+        if not (self.closed and section.closed):
+            return section.sentence
+        which = "" if set(self.datasets) <= self.closed else f" ({', '.join(sorted(self.closed))})"
+        return f"{section.sentence} In a closed set{which}: {section.closed}"
 
     def attacks(self) -> list[Part]:
-        """P1 to P9 with their figures, whether they were run or not, then the attackers' curves."""
+        """P1 to P10 with their figures, whether they were run or not, then the attackers' curves."""
         parts = []
-        for section in report_sections.ATTACKS:
+        for section in self.attack_sections():
             part = self.part(section)
-            sentence = section.sentence if part else f"{section.sentence} This attack was not run."
+            sentence = self.sentence(section) + ("" if part else " This attack was not run.")
             found = part.tables if part else []
             parts.append(Part(section.key, section.title, sentence, found, self.drawings.of_attack(section.key)))
         if figures := self.drawings.curves():
@@ -170,7 +189,7 @@ class Page:
         rows = [report_tables.as_printed(row) for row in self.rows]
         frames = {
             "Table 2: disentanglement": (tables.table_2(rows), tables.OWN_2 | tables.JUDGED_2),
-            "Table 3: anonymisation": (tables.table_3(rows), tables.OWN_3 | tables.JUDGED_3),
+            "Table 3: anonymisation": (tables.table_3(rows), tables.OWN_3 | tables.JUDGED_3 | tables.CLOSED_3),
         }
         silent = set(self.datasets) <= set(self.silences)
         return [
@@ -201,6 +220,10 @@ class Page:
         ]
         if passing.bounded(self.raw, self.subjects()):
             found.append(passing.NOT_COVERED)
+        if self.closed:
+            found.append(
+                "Anything about people who are not in the training part, from a closed set. " + tables.CLOSED_SET
+            )
         if self.silences:
             found.append(
                 "Anything about privacy where there is no verdict: neither that it is kept nor that it is not."

@@ -177,7 +177,8 @@ def count(images_seen: int) -> Cell:
 def quality_table(rows: Sequence[Row]) -> Table:
     """The judges' own figures on untouched images: one line a data set."""
     frame = tables.quality_table(rows).drop(columns="method")
-    found = frame_table("The judges on untouched images of patients they have not seen", frame)
+    seen = "whose other images they were trained on" if tables.closed_sets(rows) else "they have not seen"
+    found = frame_table(f"The judges on untouched images of patients {seen}", frame)
     return dataclasses.replace(found, notes=tables.notes(row for row in rows if row.method == JUDGES))
 
 
@@ -205,7 +206,7 @@ def _number(text: str) -> float | None:
 
 def without_persons(frame: pd.DataFrame, titles: dict[str, str]) -> pd.DataFrame:
     """A table of `tables` without the columns about persons, for cohorts without a verdict."""
-    return frame.drop(columns=[title for title, metric in titles.items() if about_persons(metric)])
+    return frame.drop(columns=[title for title, metric in titles.items() if about_persons(metric) and title in frame])
 
 
 def all_figures(rows: Sequence[Row]) -> Table:
