@@ -7,7 +7,7 @@ only and is read as such.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,7 @@ def load_anonymizer(
     model: str | Path | None = None,
     device: str | torch.device = "cpu",
     settings: Mapping[str, Any] | None = None,
+    overlays: Sequence[str | Path] = (),
 ) -> tuple[nn.Module, InferenceSettings]:
     """The anonymizer of a bundle's `configs/inference.json`, in evaluation mode on `device`.
 
@@ -44,17 +45,19 @@ def load_anonymizer(
         bundle: the bundle's folder.
         model: file with the weights of both stages; None for the config's own `model_file`.
         settings: entries of the config in place of its own, such as `policy`; those that are None stay as they are.
+        overlays: configs with what differs for this model, such as `size_128.json`; the last one holds.
 
     Raises:
-        BundleError: no such bundle or config, a config that cannot be built, no model file (names the commands that
-            make one), weights that do not fit, are not finite, or hold no prototypes where the policy needs them.
+        BundleError: no such bundle, config or overlay, a config that cannot be built, no model file (names the commands
+            that make one), weights that do not fit, are not finite, or hold no prototypes where the policy needs them.
     """
     bundle = Path(bundle)
     config = bundle / _CONFIG
     if not config.is_file():
         what = "has no configs/inference.json" if bundle.is_dir() else "is no folder"
         raise BundleError(f"{bundle} {what}; --bundle takes a bundle's folder, such as bundles/chest")
-    values = _evaluated(bundle, config, {key: value for key, value in (settings or {}).items() if value is not None})
+    chosen = {key: value for key, value in (settings or {}).items() if value is not None}
+    values = _evaluated(bundle, [config, *map(Path, overlays)], chosen)
     file = Path(model) if model is not None else Path(values["model_file"])
     if not file.is_file():
         raise BundleError(_missing_model(bundle, file))
@@ -84,25 +87,49 @@ def chosen_device(name: str | None) -> torch.device:
     return torch.device(name)
 
 
-def _evaluated(bundle: Path, config: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _evaluated(bundle: Path, configs: Sequence[Path], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The entries of the config that are needed here, built by MONAI's parser, with `bundle_root` set to the folder."""
     from monai.bundle import ConfigParser
 
+    from monai_anon.overrides import find_problems
+
+    config = configs[0]
     wanted = ("image_size", "channels", "model_file", "network_def")
-    try:
-        content = ConfigParser.load_config_file(config)
-    except ValueError as error:
-        raise BundleError(f"{config} is no valid JSON: {error}") from error
+    content = _content(config)
     missing = [name for name in wanted if name not in content]
     if missing:
         raise BundleError(f"{config} has no {', '.join(missing)}; see bundles/chest/configs/inference.json")
     if unknown := [name for name in settings if name not in content]:
         raise BundleError(f"{config} has no {', '.join(unknown)}: its anonymizer takes no such setting")
-    parser = ConfigParser(content | {"bundle_root": str(bundle)} | dict(settings))
+    parser = ConfigParser(content)
+    for overlay in configs[1:]:
+        for name, value in _content(overlay).items():
+            try:
+                parser[name] = value
+            except (KeyError, TypeError, IndexError) as error:
+                raise BundleError(f"{overlay} sets {name}, of which {config} has not even the parent") from error
+    if problems := find_problems(parser.get(), _content(config)):
+        raise BundleError("\n  ".join([f"{', '.join(map(str, configs[1:]))} and {config} do not fit:", *problems]))
+    parser.update({"bundle_root": str(bundle)} | dict(settings))
     try:
         return {name: parser.get_parsed_content(name) for name in wanted}
     except (RuntimeError, ValueError, TypeError, ImportError, AttributeError, KeyError) as error:
         raise BundleError(f"{config} cannot be built: {_first_cause(error)}") from error
+
+
+def _content(config: Path) -> dict[str, Any]:
+    """What a config file holds."""
+    from monai.bundle import ConfigParser
+
+    if not config.is_file():
+        raise BundleError(f"{config} is missing; a config is a file such as bundles/chest/configs/size_128.json")
+    try:
+        content = ConfigParser.load_config_file(config)
+    except ValueError as error:
+        raise BundleError(f"{config} is no valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise BundleError(f"{config} is a {type(content).__name__}; a config is an object")
+    return content
 
 
 def _first_cause(error: BaseException) -> str:

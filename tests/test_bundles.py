@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from bundle_commands import BUNDLES, FACE, Bundle
+from bundle_commands import BUNDLES, CHEST, FACE, Bundle
 from PIL import Image
 from tiny_bundle import SIZE, tiny_anonymizer, write_bundle
 from typer.testing import CliRunner
@@ -59,6 +59,36 @@ def test_every_bundle_can_be_loaded(untrained: tuple[Bundle, Path]) -> None:
     assert settings.channels == (3 if found == FACE else 1)
     image = torch.zeros(1, settings.channels, settings.image_size, settings.image_size)
     assert network(image, torch.zeros(1, int(network.noise_size))).shape == image.shape
+
+
+def test_overlays_describe_models_of_other_networks(tmp_path: Path) -> None:
+    """A model of 128 px does not fit the bundle's own networks; with the overlay that it was trained with it does."""
+    overlay = CHEST.configs / "size_128.json"
+    network = CHEST.parser("inference.json", "size_128.json").get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    latents = {"policy": "latents", "prototypes": None}
+    with pytest.raises(BundleError, match="does not fit the network"):
+        load_anonymizer(CHEST.folder, tmp_path / "model.pt", settings=latents)
+    loaded, settings = load_anonymizer(CHEST.folder, tmp_path / "model.pt", settings=latents, overlays=[overlay])
+    assert settings.image_size == 128
+    assert loaded(torch.zeros(1, 1, 128, 128), torch.zeros(1, int(loaded.noise_size))).shape == (1, 1, 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (None, r"other\.json is missing"),
+        ("{", r"other\.json is no valid JSON"),
+        ("[1]", r"other\.json is a list"),
+        ('{"image_sise": 128}', r"(?s)other\.json and .*inference\.json do not fit.*did you mean 'image_size'"),
+        ('{"images#size": 128}', r"other\.json sets images#size, of which .* has not even the parent"),
+    ],
+)
+def test_overlays_that_do_not_fit_are_refused(tmp_path: Path, content: str | None, match: str) -> None:
+    if content is not None:
+        (tmp_path / "other.json").write_text(content)
+    with pytest.raises(BundleError, match=match):
+        load_anonymizer(CHEST.folder, overlays=[tmp_path / "other.json"])
 
 
 def test_anonymize_takes_every_bundles_files(untrained: tuple[Bundle, Path], tmp_path: Path) -> None:
