@@ -168,7 +168,11 @@ def test_a_gate_that_lacks_something_gives_nothing(network):
 def test_a_response_is_drawn_once_and_follows_from_no_seed():
     network = toy_network(epsilon=1.0)
     gate = Refusing(network, inspecting=5)
-    series_through(gate, network, toy_images(1), noise_of(network), check=OFF)
+
+    def noise(number, rows):  # with another response each time, unlike that of Draws
+        return torch.randn(len(rows), network.noise_size, generator=torch.Generator().manual_seed(number))
+
+    series_through(gate, network, toy_images(1), noise, check=OFF)
     medical = torch.stack([shown[0].flatten()[SIZES[0] : SIZES[0] + SIZES[1]] for shown in gate.shown])
     assert len(medical) == 6 and torch.equal(medical, medical[:1].expand(6, -1))
     codes = {tuple(drawn(network, toy_images(1)).medical[0].tolist()) for _ in range(12)}
