@@ -61,6 +61,11 @@ def test_a_patient_of_one_finding_is_in_its_list_however_the_lots_fall():
         assert (similar, other) == ([0], [2])
 
 
+def test_half_of_the_patients_are_candidates_for_each_list_whatever_their_images_show():
+    archive = archive_of([3, 10] * 40, [0, 1] * 40, [number // 2 for number in range(80)])
+    assert [len(rows) for rows in nearest(archive)] == [20, 20]
+
+
 def test_among_equals_chance_decides_and_not_the_order_of_the_manifest():
     archive = archive_of([0] * 40, [0] * 40, range(40))
     orders = [nearest(archive, seed)[0] for seed in range(3)]
