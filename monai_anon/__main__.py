@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 from monai_anon import __version__
 from monai_anon.evaluation import verbs
 from monai_anon.evaluation.verbs import BundleOption, EpsilonOption, ModelOption, PolicyOption, PrototypesOption
+from monai_anon.explaining import verbs as explaining
 from monai_anon.phantoms import PHANTOMS, load_phantom
 
 PARTLY, REFUSED = 1, 2
@@ -335,6 +336,12 @@ def anonymize(
         typer.echo(f"not anonymised: {plan.told(refusal.path)}: {refusal.reason}", err=True)
     if refusals:
         raise typer.Exit(PARTLY)
+
+
+# ---- explanation ----
+
+app.command()(explaining.explain)
+app.command()(explaining.counterfactual)
 
 
 def main() -> None:
