@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -339,6 +341,28 @@ def test_bad_files_are_refused_alone_and_their_headers_not_quoted(archive: Path,
     for name, words in (("frames", "2 frames"), ("huge", "178,956,970 pixels"), ("flat", "constant")):
         assert words in refusals[f"{name}.dcm"]
     assert {path.name for path in (tmp_path / "out").iterdir()} == {copies[n].name for n in ("good.dcm", "IM0001")}
+
+
+def test_files_that_unpack_to_something_huge_are_refused_before_they_are_unpacked(
+    archive: Path, tmp_path: Path, monkeypatch
+) -> None:
+    deflated = pydicom.dcmread(write_dicom(archive / "small.dcm", WindowCenter=128, WindowWidth=256))
+    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated.save_as(archive / "small.dcm", enforce_file_format=True)
+    deflated.Rows = deflated.Columns = 2000
+    deflated.PixelData = bytes(2000 * 2000)
+    deflated.save_as(archive / "bomb.dcm", enforce_file_format=True)
+    assert (archive / "bomb.dcm").stat().st_size < 10_000
+    picture = b"\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    picture += struct.pack(">I", zlib.crc32(picture[4:])) + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    (archive / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + picture)
+    monkeypatch.setattr("monai_anon.readers._MOST_UNPACKED", 1_000_000)
+    unpacked, unpack = [], zlib.decompress
+    monkeypatch.setattr(zlib, "decompress", lambda *a, **k: unpacked.append(unpack(*a, **k)) or unpacked[-1])
+    refusals, copies = run(archive, tmp_path / "out")
+    assert "unpacked to more than 1,000,000 bytes" in refusals["bomb.dcm"]
+    assert "exceeds limit" in refusals["bomb.png"] and copies["small.dcm"].exists()
+    assert unpacked and max(map(len, unpacked)) < 10_000
 
 
 def test_pydicoms_own_files_go_through_or_are_refused(tmp_path: Path) -> None:
