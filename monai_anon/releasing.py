@@ -38,6 +38,8 @@ NO_SITE = (
     "of your training patients and of people held out; --no-gate releases unchecked copies, and the certificate says so"
 )
 
+_LONGEST_WAIT = 7 * 24 * 3600.0  # seconds that a process waits for the slowest one; torchrun ends all where one dies
+
 
 @dataclass(frozen=True)
 class Request:
@@ -86,7 +88,7 @@ class Processes(NamedTuple):
     def joined() -> Processes:
         """Meet the other processes, if there are any."""
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            ranks.join("cpu")
+            ranks.join("cpu", _LONGEST_WAIT)
         return Processes(dist.get_rank() if ranks.distributed() else 0, ranks.world_size())
 
     def wait(self) -> None:
@@ -305,18 +307,17 @@ def _clear(release: Release) -> None:
     """Take away what would be untrue while copies are replaced: the certificate, and of files that are made again (or
     are too many of a patient) statements and copies of an earlier run, and drafts that a killed run has left.
     """
-    folder, request = release.folder, release.request
-    if folder is None or not request.replacing or not folder.is_dir():
+    folder, stale = release.folder, [*release.plan.jobs, *release.plan.beyond]
+    if not release.request.replacing:
         return
-    for name in (certificates.JSON_FILE, certificates.PAGE_FILE):
-        (folder / name).unlink(missing_ok=True)
-    stale = [*release.plan.jobs, *release.plan.beyond]
-    stating.forget(folder, {str(job.target.relative_to(folder)) for job in stale})
-    for draft in folder.rglob(DRAFTS):
-        draft.unlink()
+    if folder is not None and folder.is_dir():
+        for name in (certificates.JSON_FILE, certificates.PAGE_FILE):
+            (folder / name).unlink(missing_ok=True)
+        stating.forget(folder, {str(job.target.relative_to(folder)) for job in stale})
+        for draft in folder.rglob(DRAFTS):
+            draft.unlink()
     for job in stale:
-        if job.target.is_file() or job.target.is_symlink():
-            job.target.unlink()
+        job.target.unlink(missing_ok=True)
 
 
 class _Record:

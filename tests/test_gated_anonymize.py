@@ -358,6 +358,15 @@ def test_what_is_replaced_does_not_outlive_its_refusal(made: Path, tmp_path: Pat
     same_release(out, released[0])
 
 
+def test_a_single_copy_that_is_withheld_leaves_none_of_before(made: Path, tmp_path: Path, released) -> None:
+    withheld = next(path for path in sorted((made / "in").iterdir()) if path.name not in copies(released[0]))
+    target = tmp_path / withheld.name
+    target.write_text("a copy of before")
+    given = words(made, target, "--overwrite")
+    given[1] = str(withheld)
+    assert call(*given).exit_code == 1 and not target.exists()
+
+
 @pytest.mark.slow
 def test_several_processes_make_the_release_of_one(made: Path, tmp_path: Path, released) -> None:
     out = tmp_path / "out"
