@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
-from toy_release import identity, load, medical, training, write_bundle, write_originals, write_site
+from PIL import Image
+from toy_release import identity, load, medical, toys, training, write_bundle, write_originals, write_site
 from typer.testing import CliRunner, Result
 
 from monai_anon import release
@@ -176,6 +177,35 @@ def test_a_near_copy_of_a_training_patient_never_leaves(made: Path, tmp_path: Pa
     assert result.stderr.count("near a training patient") == 24
     content = certificate(tmp_path / "out")
     assert content["counts"]["withheld"] == 24 and content["withheld_for"]["near a training patient"] == 24
+
+
+def test_calibrate_makes_a_site_that_anonymize_takes(made: Path, tmp_path: Path) -> None:
+    """The same as the library makes of the same people; a closed set holds nobody out."""
+    parts = {"training": training().images, "test": toys(150, 2)}
+    content: dict = {"validation": [], "classes": ["absent", "present"]}
+    for part, images in parts.items():
+        content[part] = []
+        for number, pixels in enumerate(images):
+            name, each = f"{part}_{number}.png", 2 if part == "training" else 1
+            Image.fromarray(pixels[0].numpy()).save(tmp_path / name)
+            content[part].append({"image": name, "patient": f"{part} {number // each:03}", "finding": number % 2})
+    (tmp_path / "manifest.json").write_text(json.dumps(content))
+    given = ["calibrate", tmp_path / "site", "--bundle", made / "bundle", "--judges", made / "judges", "--rate", 0.02]
+    planned = call(*given, "--manifest", tmp_path, "--dry-run")
+    assert planned.exit_code == 0 and planned.stdout.count("would write") == 5 and not (tmp_path / "site").exists()
+    result = call(*given, "--manifest", tmp_path)
+    assert result.exit_code == 0, result.output
+    for name in SITE_FILES:
+        assert (tmp_path / "site" / name).read_bytes() == (made / "site" / name).read_bytes()
+        assert "calibration" in name or (tmp_path / "site" / name).stat().st_mode & 0o77 == 0
+    assert "300 training" not in result.stdout and "150 training patients" in result.stdout
+    again = call(*given, "--manifest", tmp_path)
+    assert again.exit_code == 2 and "--overwrite replaces" in again.stderr
+    (tmp_path / "manifest.json").write_text(json.dumps(content | {"closed_set": True}))
+    closed = call(*given, "--manifest", tmp_path, "--overwrite")
+    assert closed.exit_code == 2 and "is a closed set" in closed.stderr and "--strangers" in closed.stderr
+    few = call(*given[:-1], 0.01, "--manifest", tmp_path, "--strangers", tmp_path, "--overwrite")
+    assert few.exit_code == 2 and "150 people are held out" in few.stderr
 
 
 # ---- pseudonyms ----
