@@ -319,6 +319,7 @@ def program(*given: str) -> list[str]:
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_leaves_no_half_copy_and_goes_on_to_the_same(made: Path, tmp_path: Path, released) -> None:
     out, whole = tmp_path / "out", released[0]
     given = words(made, out, "--batch-size", 4)
