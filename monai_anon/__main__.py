@@ -1,26 +1,25 @@
 """The `monai-anon` command: its verbs, what they take and what they print. What they do lives elsewhere.
 
-Exit codes: 0 done; 1 done in part, each file that was not is named; 2 nothing done, with the reason; 3 measured, but
-the verifier knows too little of these people for any verdict on privacy. Modules are imported by the verb that needs
-them, so that `--help` is there at once.
+Exit codes: 0 done; 1 done in part, each file that was not, withheld or refused, is named; 2 nothing done, with the
+reason; 3 measured, but the verifier knows too little of these people for any verdict on privacy. Modules are imported
+by the verb that needs them, so that `--help` is there at once.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
 from typer.core import TyperGroup
 
-from monai_anon import __version__
+from monai_anon import __version__, release_verbs
 from monai_anon.evaluation import verbs
-from monai_anon.evaluation.verbs import BundleOption, EpsilonOption, ModelOption, PolicyOption, PrototypesOption
+from monai_anon.evaluation.verbs import BundleOption
 from monai_anon.explaining import verbs as explaining
 from monai_anon.phantoms import PHANTOMS, load_phantom
 
-PARTLY, REFUSED = 1, 2
+PARTLY, REFUSED = release_verbs.PARTLY, 2
 
 
 class _Verbs(TyperGroup):
@@ -173,169 +172,8 @@ def demo(
 # ---- release ----
 
 
-@app.command()
-def anonymize(
-    inputs: Annotated[
-        list[Path], typer.Argument(metavar="INPUT", help="PNG, JPEG, TIFF, NIfTI and DICOM files, and folders of them.")
-    ],
-    output: Annotated[
-        Path,
-        typer.Argument(
-            metavar="OUTPUT",
-            help="Folder for the copies; for one input file also a name ending in .png, .nii.gz or .dcm.",
-        ),
-    ],
-    bundle: Annotated[Path, typer.Option(help="Folder of the bundle whose anonymizer is used.")] = Path(
-        "bundles/chest"
-    ),
-    model: ModelOption = None,
-    seed: Annotated[
-        Optional[int],  # noqa: UP045
-        typer.Option(
-            help="Makes the copies repeatable. Keep it to yourself: with it and the model anybody can tell which name "
-            "an image was made under.  [default: a new random one, never shown]"
-        ),
-    ] = None,
-    policy: PolicyOption = None,
-    prototypes: PrototypesOption = None,
-    epsilon: EpsilonOption = None,
-    keep_form: Annotated[
-        Optional[bool],  # noqa: UP045
-        typer.Option(
-            "--keep-form/--model-form",
-            help="Give copies their originals' size, depth and mode, which no bound counts, or the model's.  [default: "
-            "the model's under the policy code, else the originals']",
-        ),
-    ] = None,
-    header: Annotated[
-        str,
-        typer.Option(
-            help="What passes of a DICOM file's header: none; groups, which copies are of one patient, study and "
-            "series; view, that and modality, body part and view position."
-        ),
-    ] = "groups",
-    names: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(
-            help="kept: copies have their originals' names and folders; keyed: names that say nothing, in one folder.  "
-            "[default: kept for pictures, keyed for DICOM and NIfTI]"
-        ),
-    ] = None,
-    key: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            help="File of a key, readable by you alone: with it UIDs, pseudonyms, keyed names and draws are the same "
-            "in every run. Whoever has it can link copies with originals.  [default: a new random one, never shown]"
-        ),
-    ] = None,
-    make_key: Annotated[bool, typer.Option("--make-key", help="Make the file of --key first; it must be new.")] = False,
-    no_burned_in_text: Annotated[
-        bool,
-        typer.Option(
-            "--no-burned-in-text",
-            help="You have looked: no DICOM image has text in its pixels. Asked for where the policy has no bound, for "
-            "kinds of images that often have some.",
-        ),
-    ] = False,
-    paths: Annotated[
-        bool, typer.Option("--paths", help="Show paths in messages also where names may tell who it is.")
-    ] = False,
-    go_on: Annotated[
-        bool,
-        typer.Option(
-            "--continue",
-            help="Go on with a run that was stopped: copies that OUTPUT/statements.jsonl lists stay, all others are "
-            "made, also where a file stands that it does not list.",
-        ),
-    ] = False,
-    to_gray: Annotated[
-        bool, typer.Option("--to-gray", help="Read colour images as gray ones where the model has one channel.")
-    ] = False,
-    batch_size: Annotated[int, typer.Option(min=1, help="Images a step.")] = 16,
-    device: Annotated[
-        Optional[str],  # noqa: UP045
-        typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda where there is one, else cpu]"),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace copies that exist; never originals.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Read all, say what would be written and what not; write nothing.")
-    ] = False,
-) -> None:
-    """Write copies of images with the person's identity exchanged for a synthetic one.
-
-    Folders are searched recursively (hidden files left out); DICOM is found under any name; the folder of a manifest is
-    taken like any other, and its manifest.json, which names patients, is not copied. Copies of pictures are PNG files
-    of pixels only, those of NIfTI are NIfTI with an empty header, those of DICOM are DICOM with a new one:
-    docs/dicom.md. Each copy is written whole or not at all; an image that cannot be read, checked or anonymised is not
-    written but reported at the end, and the exit code is then 1.
-
-    What each copy may say of its original stands in OUTPUT/statements.jsonl. Several copies of one person say more
-    than one: their bits add up.
-
-    Pictures keep their names and folders: rename files whose names tell who it is, or take --names keyed. Messages give
-    DICOM and NIfTI files their numbers in the order of their paths; --paths shows the paths.
-
-    \b
-    Example:
-      monai-anon anonymize data/chest/images out --bundle bundles/chest
-      monai-anon anonymize archive out --key ~/.monai-anon.key --make-key
-    """  # noqa: D301
-    from monai_anon.bundles import chosen_device, load_anonymizer
-    from monai_anon.dicom import DicomSettings
-    from monai_anon.jobs import Job, Naming, plan_files, shown
-    from monai_anon.keys import chosen_key, write_key
-    from monai_anon.release import FileAnonymizer
-    from monai_anon.statements import append_statements, in_words, stated, statement_of
-
-    # what is to be done, and with what
-    secret = chosen_key(key, make_key, output)
-    dicom = DicomSettings(secret, header, no_text=no_burned_in_text)
-    plan = plan_files(inputs, output, overwrite or go_on, Naming(secret, names, paths))
-    if go_on and (plan.folder is None or (plan.keyed and key is None)):
-        raise ValueError("--continue needs a folder as OUTPUT and, for copies with keyed names, the run's --key")
-    channel = {"policy": policy, "prototypes": prototypes, "epsilon": epsilon}
-    network, settings = load_anonymizer(bundle, model, chosen_device(device), channel)
-    kept = statement_of(network, settings.model_file, False)["bits"] is None if keep_form is None else keep_form
-    passed = header if any(job.target.suffix == ".dcm" for job in plan.jobs) else "none"
-    statement = statement_of(network, settings.model_file, kept, passed)
-    dicom = replace(dicom, bits=statement["bits"], policy=statement["policy"] or "unknown")
-    seed = secret.seed() if seed is None and key is not None else seed
-    anonymizer = FileAnonymizer(network, settings.image_size, settings.channels, seed, batch_size, kept, dicom, to_gray)
-    everything, refusals = len(plan.jobs) + len(plan.refusals), list(plan.refusals)
-    there = plan.leave(stated(output, statement)) if go_on else 0
-
-    if dry_run:
-        typer.echo(f"would read {shown(settings.model_file)}")
-        refusals += anonymizer.check(plan.jobs)
-        unusable = {refusal.path for refusal in refusals}
-        for job in plan.jobs:
-            if job.source not in unusable:
-                typer.echo(f"would read {plan.told(job.source)} and write {shown(job.target)}")
-        typer.echo(
-            f"{plan.kinds()}; {len(refusals)} of {everything} images would be refused, {there} are there already"
-        )
-    else:
-
-        def note(written: list[Job]) -> None:
-            if plan.folder is not None:
-                append_statements(plan.folder, [str(job.target.relative_to(plan.folder)) for job in written], statement)
-
-        if make_key and key is not None:
-            write_key(secret, key)
-            typer.echo(f"made the key {shown(key)}: keep it, and keep it to yourself")
-        refusals += anonymizer.run(plan.jobs, overwrite or go_on, note=note)
-        said = "their names were kept" if not plan.keyed else f"{plan.keyed} of them have keyed names"
-        already = f" ({there} were there already)" if there else ""
-        typer.echo(
-            f"wrote {everything - len(refusals) - there} of {everything} images to {shown(output)}{already}; {said}"
-        )
-    typer.echo(in_words(statement))
-    if plan.left_out:
-        typer.echo(f"left out: {plan.left_out} file(s) that are no images", err=True)
-    for refusal in refusals:
-        typer.echo(f"not anonymised: {plan.told(refusal.path)}: {refusal.reason}", err=True)
-    if refusals:
-        raise typer.Exit(PARTLY)
+app.command()(release_verbs.anonymize)
+app.command()(release_verbs.calibrate)
 
 
 # ---- explanation ----

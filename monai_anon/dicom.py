@@ -20,6 +20,7 @@ import numpy as np
 
 from monai_anon import __version__
 from monai_anon.keys import Key
+from monai_anon.readers import refuse_inflating
 
 HEADERS = ("none", "groups", "view")
 _TABLE = "dicomfields_2026c"  # the edition of PS3.15 whose table dicom-anonymizer applies
@@ -92,6 +93,7 @@ class DicomSettings:
             to be clean.
         policy: in words, for the header.
         no_text: somebody vouches for it that no original has text burned in.
+        gated: copies go through the privacy gate.
     """
 
     key: Key = field(default_factory=Key.random)
@@ -99,6 +101,7 @@ class DicomSettings:
     bits: float | None = None
     policy: str = "unknown"
     no_text: bool = False
+    gated: bool = False
 
     def __post_init__(self) -> None:
         if self.header not in HEADERS:
@@ -109,6 +112,7 @@ def read_header(path: str | Path, name: str) -> DicomHeader:
     """Look at the few attributes of a DICOM file that a copy hangs on; `name` stands in for missing UIDs."""
     import pydicom
 
+    refuse_inflating(Path(path))
     found = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=list(_READ))
 
     def text(keyword: str) -> str:
@@ -239,7 +243,11 @@ def _add_claims(dataset: Any, settings: DicomSettings) -> None:
         items.append(item)
     dataset.DeidentificationMethodCodeSequence = Sequence(items)
     bound = f"{settings.bits:.2f} bits of the original at most" if settings.bits is not None else "no bound on pixels"
-    dataset.DeidentificationMethod = [f"monai-anon {__version__}", f"policy {settings.policy}: {bound}"]
+    dataset.DeidentificationMethod = [
+        f"monai-anon {__version__}",
+        f"policy {settings.policy}: {bound}",
+        "through the privacy gate" if settings.gated else "without a privacy gate",
+    ]
     dataset.PatientIdentityRemoved = "YES" if clean else "NO"
     dataset.RecognizableVisualFeatures = "NO" if clean else "YES"
     if clean or settings.no_text:

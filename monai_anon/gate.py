@@ -11,9 +11,11 @@ A gate that lacks something is still a gate: it withholds everything, with the r
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -157,7 +159,7 @@ def read_gate(
     judges_file: str | Path | None = None,
     tolerance: float = TOLERANCE,
 ) -> Gate:
-    """The gate of a site: its folder has the galleries and thresholds that `scripts/calibrate_gate.py` wrote.
+    """The gate of a site: its folder has the galleries and thresholds that `site.make_site` wrote.
 
     What is missing or does not fit is logged, and the gate then withholds everything.
     """
@@ -199,6 +201,14 @@ class Gate:
         if not comparators:
             found.append(Reason.NO_GALLERY)
         self.faults: tuple[Reason, ...] = tuple(dict.fromkeys([*faults, *found]))
+
+    def digest(self) -> str:
+        """16 hex digits that tell this gate from another: its networks, galleries, thresholds and tolerance."""
+        parts: list[Any] = [self.tolerance, self.judges is not None]
+        for comparator in self.comparators:
+            found = comparator.calibration
+            parts.append([comparator.name, comparator.encoder, None if found is None else asdict(found)])
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def inspect(self, generated: Tensor, drawn: Tensor) -> list[Decision]:
         """What can be said of images without their originals.

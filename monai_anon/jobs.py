@@ -37,18 +37,26 @@ class PlanError(ValueError):
 
 
 class Job(NamedTuple):
-    """One image: read `source`, write `target`. `name` is its relative path, which the synthetic identity hangs on."""
+    """One image: read `source`, write `target`. `name` is its relative path, which what is drawn hangs on.
+
+    Args:
+        patient: a keyed digest of whose image it is, for counting; empty where that is not known.
+        identity: the same where the synthetic identity is to be one for all of the patient's images; else empty.
+    """
 
     source: Path
     target: Path
     name: str
+    patient: str = ""
+    identity: str = ""
 
 
 class Refusal(NamedTuple):
-    """A file that is not anonymised, and why."""
+    """A file for which nothing is written, and why; if it is `withheld`, in fixed words, too, which hold no names."""
 
     path: Path
     reason: str
+    withheld: tuple[str, ...] = ()
 
 
 @dataclass
@@ -60,6 +68,7 @@ class Plan:
         folder: that copies go into; None where the only copy was given a name.
         by_number: whether messages give files their numbers, since their paths may hold names.
         keyed: how many copies have names that say nothing.
+        beyond: jobs that are refused because there are too many of their patient.
     """
 
     jobs: list[Job] = field(default_factory=list)
@@ -69,6 +78,7 @@ class Plan:
     folder: Path | None = None
     by_number: bool = False
     keyed: int = 0
+    beyond: list[Job] = field(default_factory=list)
 
     def told(self, path: Path) -> str:
         """A file as a message names it."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -54,6 +58,20 @@ class Original:
     dtype: type[np.unsignedinteger]
     kind: str = "picture"
     header: DicomHeader | None = None
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Without the libraries' warnings, which may quote headers."""
+    log = logging.getLogger("pydicom")
+    before = log.level
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        log.setLevel(logging.CRITICAL + 1)
+        try:
+            yield
+        finally:
+            log.setLevel(before)
 
 
 def kind_of(path: str | Path) -> str | None:

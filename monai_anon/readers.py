@@ -53,6 +53,10 @@ DECODER_ERRORS = (
     zlib.error,
 )
 _MOST_PIXELS = 178_956_970  # where Pillow stops, for files that Pillow does not read
+_MOST_UNPACKED = 6 * _MOST_PIXELS  # bytes: colour of 16 bits
+_DEFLATED = "1.2.840.10008.1.2.1.99"
+_META_START = 144  # preamble, mark, and the element that says how long the file's meta information is
+_BLOCK = 1 << 20
 _COLOURS = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _PHOTOMETRIC = (
     "PALETTE COLOR",
@@ -196,6 +200,28 @@ def _refuse_huge(path: Path, *sides: int) -> None:
         raise ReadError(path, f"says that it has more than {_MOST_PIXELS:,} pixels")
 
 
+def refuse_inflating(path: Path) -> None:
+    """See how large a deflated DICOM file becomes, which pydicom unpacks whole before it knows anything of it.
+
+    Raises:
+        ReadError: larger than any image that is read.
+    """
+    from pydicom.filereader import read_file_meta_info
+
+    meta = read_file_meta_info(path)
+    if str(meta.get("TransferSyntaxUID")) != _DEFLATED:
+        return
+    unpacking, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+    with path.open("rb") as file:
+        file.seek(_META_START + int(meta.get("FileMetaInformationGroupLength") or 0))
+        block = file.read(_BLOCK)
+        while block and not unpacking.eof:
+            size += len(unpacking.decompress(block, _BLOCK))
+            if size > _MOST_UNPACKED:
+                raise ReadError(path, f"is unpacked to more than {_MOST_UNPACKED:,} bytes")
+            block = unpacking.unconsumed_tail or file.read(_BLOCK)
+
+
 def _decode_picture(path: Path) -> np.ndarray:
     """PNG, JPEG, TIFF."""
     with Image.open(path) as opened:
@@ -243,6 +269,7 @@ def _decode_dicom(path: Path) -> np.ndarray:
     import pydicom
 
     try:
+        refuse_inflating(path)
         dataset = pydicom.dcmread(path)
     except pydicom.errors.InvalidDicomError as error:
         raise ReadError(path, "is no DICOM file") from error

@@ -4,6 +4,10 @@ import os
 import secrets
 from pathlib import Path
 
+_DIGITS = 16
+DRAFTS = f".{'[0-9a-f]' * _DIGITS}.part"
+"""What files are called while they are written; only a killed process leaves one."""
+
 
 def write_text(path: str | Path, text: str) -> Path:
     """Text as a file in UTF-8, its folder made where absent; returns its path."""
@@ -22,7 +26,7 @@ def write_bytes(path: str | Path, content: bytes, overwrite: bool = True, mode: 
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{secrets.token_hex(8)}.part")
+    draft = path.with_name(f".{secrets.token_hex(_DIGITS // 2)}.part")
     try:
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
             file.write(content)

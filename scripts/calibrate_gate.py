@@ -1,10 +1,8 @@
-"""Make a site's gallery and the thresholds of its privacy gate, and try the gate.
+"""Try a site's privacy gate: what it lets pass, and what it catches of what is planted.
 
     python scripts/calibrate_gate.py --manifest data/mine --model runs/mine/model.pt --output SITE --rate 0.02 --trial
 
-SITE gets `gallery_model.safetensors`, `calibration_model.json` and, with `--judges`, the same of the verifier. The
-galleries are biometric data: they stay on site. The gallery is of the training part of the manifest, which must be that
-of the model and the judges; people held out are those of its other parts, and of `--strangers`, whom neither has seen.
+Makes SITE as `monai-anon calibrate` does, which needs no trial; only here it may be without judges.
 """
 
 from __future__ import annotations
@@ -18,22 +16,18 @@ import torch
 import typer
 from torch import Tensor
 
-from monai_anon import gate as gates
 from monai_anon.bundles import BundleError, load_anonymizer
 from monai_anon.cohort import Cohort
-from monai_anon.datasets import file_digest, training_manifest
-from monai_anon.evaluation.judges import Judges
-from monai_anon.gallery_search import SearchableGallery
-from monai_anon.gate import Gate, embedding, read_gate
-from monai_anon.gate_calibration import RATE, CalibrationError, calibrate
+from monai_anon.datasets import training_manifest
+from monai_anon.gate import Gate, read_gate
+from monai_anon.gate_calibration import RATE, CalibrationError
 from monai_anon.gated_release import TRIES, OriginalCheck, anonymise_through, default_check
-from monai_anon.identities import Gallery
-from monai_anon.manifest import ManifestError, load_manifest
+from monai_anon.manifest import ManifestError
 from monai_anon.networks import Latents
 from monai_anon.readers import to_model_range, to_uint8
+from monai_anon.site import BATCH, make_site, people_of
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH = 64
 
 
 def main(
@@ -62,50 +56,21 @@ def main(
     try:
         network, settings = load_anonymizer(bundle, model, settings={"policy": policy, "epsilon": epsilon})
         file = training_manifest(manifest and str(manifest), str(bundle / "data"), settings.image_size)
-        sources = [(file, "validation"), (file, "test"), *([(str(strangers), "test")] if strangers else [])]
-        training = Cohort.from_manifest(file, "training", settings.image_size, settings.channels, progress=False)
-        images, patient = held_out(sources, settings.image_size, settings.channels)
-        sources_of = {"model": (network, file_digest(str(settings.model_file)))}
-        if judges is not None:
-            sources_of["verifier"] = (Judges.load(judges), file_digest(str(judges)))
-        report: dict[str, Any] = {}
-        for name, (source, digest) in sources_of.items():
-            gallery = SearchableGallery.of(Gallery(embedded(source, training.images), training.patient), digest)
-            found = calibrate(embedded(source, images), patient, gallery, rate)
-            gallery.write(output / gates.GALLERY.format(name))
-            found.write(output / gates.CALIBRATION.format(name))
-            report[name] = {
-                "gallery": repr(gallery),
-                "original": vars(found.original),
-                "training": vars(found.training),
-            }
+        people = people_of(file, strangers and str(strangers), settings.image_size, settings.channels, progress=False)
+        thresholds = make_site(output, network, settings.model_file, judges, people, rate, overwrite=True)
+        report: dict[str, Any] = {
+            name: {"original": vars(found.original), "training": vars(found.training)}
+            for name, found in thresholds.items()
+        }
     except (BundleError, CalibrationError, ManifestError, OSError, ValueError) as error:
         typer.echo(f"error: {error}", err=True)
         raise typer.Exit(1) from error
     if trial:
         gate = read_gate(network, settings.model_file, output, judges)
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))[:most]
-        report["trial"] = passed(gate, network, images[chosen], seed)
-        report["planted"] = planted(gate, network, images[chosen], training, seed)
+        chosen = torch.randperm(len(people.images), generator=torch.Generator().manual_seed(seed))[:most]
+        report["trial"] = passed(gate, network, people.images[chosen], seed)
+        report["planted"] = planted(gate, network, people.images[chosen], people.training, seed)
     typer.echo(json.dumps(report, indent=2))
-
-
-def held_out(sources: list[tuple[str, str]], size: int, channels: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 and patients of parts of manifests that share nobody."""
-    parts: list[tuple[Tensor, Tensor]] = []
-    for file, part in sources:
-        if load_manifest(file).parts.get(part):
-            cohort = Cohort.from_manifest(file, part, size, channels, progress=False)
-            before = int(parts[-1][1].max()) + 1 if parts else 0
-            parts.append((cohort.images, cohort.patient + before))
-    images, patient = (torch.cat(column) for column in zip(*parts, strict=True))
-    return images, patient
-
-
-def embedded(source: Any, images: Tensor) -> Tensor:
-    """Vectors of images uint8."""
-    embed = embedding(source)
-    return torch.cat([embed(to_model_range(batch)) for batch in images.split(BATCH)])
 
 
 def passed(gate: Gate, network: Any, images: Tensor, seed: int) -> dict[str, Any]:

@@ -23,7 +23,14 @@ VERBS = {
     ),
     "anonymize": (
         "--images 3 --rounds 1 --batch-size 2",
-        {"ratio", "images_per_s", "monai_images_per_s", "serial_ms_per_image", "model_images_per_s"},
+        {
+            "ratio",
+            "images_per_s",
+            "monai_images_per_s",
+            "serial_ms_per_image",
+            "share_of_serial_time",
+            "model_images_per_s",
+        },
     ),
     "gallery": (
         "--images 12 --vectors 50 --vectors 70 --queries 10 --rounds 1 --no-memory",

@@ -98,7 +98,7 @@ def test_anonymize_takes_every_bundles_files(untrained: tuple[Bundle, Path], tmp
     for name, mode in (("gray.png", "L"), ("colour.png", "RGB"), ("photo.jpg", "RGB")):
         noise = np.random.default_rng(0).integers(0, 256, (48, 40, 3), dtype=np.uint8)
         Image.fromarray(noise).convert(mode).save(tmp_path / "in" / name)
-    words = ["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(found.folder)]
+    words = ["anonymize", "--no-gate", str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(found.folder)]
     ended = CliRunner().invoke(app, [*words, "--model", str(model), "--policy", "latents", "--model-form"])
     copies = {f.name: Image.open(f) for f in (tmp_path / "out").glob("*.png")}
     assert {copy.size for copy in copies.values()} == {(64, 64)}

@@ -58,6 +58,7 @@ def test_version_and_help_need_no_heavy_module() -> None:
         ["report"],
         ["ablation"],
         ["anonymize"],
+        ["calibrate"],
         ["explain"],
         ["counterfactual"],
     ],
@@ -167,11 +168,13 @@ def test_sizes_left_out_can_always_be_made() -> None:
 
 
 def test_anonymize_copies_a_manifests_folder_without_the_manifest(cohort: Path, bundle: Path, tmp_path: Path) -> None:
-    result = call("anonymize", cohort, tmp_path / "out", "--bundle", bundle, "--seed", 1, "--batch-size", 5)
+    result = call(
+        "anonymize", "--no-gate", cohort, tmp_path / "out", "--bundle", bundle, "--seed", 1, "--batch-size", 5
+    )
     assert result.exit_code == 0, result.output
     made = sorted(path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.is_file())
     originals = sorted(path.relative_to(cohort) for path in (cohort / "images").iterdir())
-    assert made == [*originals, Path("statements.jsonl")]
+    assert made == [Path("certificate.html"), Path("certificate.json"), *originals, Path("statements.jsonl")]
     for name in originals:
         copy, original = (np.asarray(Image.open(folder / name)) for folder in (tmp_path / "out", cohort))
         assert copy.shape == original.shape == (40, 40) and copy.dtype == np.uint8
@@ -183,14 +186,14 @@ def test_anonymize_copies_a_manifests_folder_without_the_manifest(cohort: Path, 
 def test_the_same_seed_gives_the_same_bytes_and_is_not_shown(cohort: Path, bundle: Path, tmp_path: Path) -> None:
     image = sorted((cohort / "images").iterdir())[0]
     for name, seed in (("a", ("--seed", 123456789)), ("b", ("--seed", 123456789)), ("c", ()), ("d", ())):
-        result = call("anonymize", image, tmp_path / f"{name}.png", "--bundle", bundle, *seed)
+        result = call("anonymize", "--no-gate", image, tmp_path / f"{name}.png", "--bundle", bundle, *seed)
         assert result.exit_code == 0 and "123456789" not in result.output
     a, b, c, d = ((tmp_path / f"{name}.png").read_bytes() for name in "abcd")
     assert a == b and len({a, c, d}) == 3
 
 
 def test_dry_run_prints_what_would_be_done_and_writes_nothing(cohort: Path, bundle: Path, tmp_path: Path) -> None:
-    result = call("anonymize", cohort, tmp_path / "out", "--bundle", bundle, "--dry-run")
+    result = call("anonymize", "--no-gate", cohort, tmp_path / "out", "--bundle", bundle, "--dry-run")
     assert result.exit_code == 0 and list(tmp_path.iterdir()) == []
     image = sorted((cohort / "images").iterdir())[0]
     assert f"would read {image} and write {tmp_path / 'out' / 'images' / image.name}\n" in result.stdout
@@ -200,7 +203,7 @@ def test_dry_run_prints_what_would_be_done_and_writes_nothing(cohort: Path, bund
 def test_nothing_is_overwritten_unless_asked(cohort: Path, bundle: Path, tmp_path: Path) -> None:
     image = sorted((cohort / "images").iterdir())[0]
     (tmp_path / image.name).write_text("mine")
-    words = ("anonymize", cohort / "images", tmp_path, "--bundle", bundle)
+    words = ("anonymize", "--no-gate", cohort / "images", tmp_path, "--bundle", bundle)
     result = call(*words)
     assert result.exit_code == 2 and f"{image.name} exists already" in result.stderr
     assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
@@ -214,13 +217,13 @@ def test_a_failure_in_part_ends_with_1_and_names_what_was_not_done(cohort: Path,
     (tmp_path / "in" / "good.png").write_bytes(good.read_bytes())
     (tmp_path / "in" / "bad.png").write_text("Patient: somebody")
     (tmp_path / "in" / "link.png").symlink_to(good)
-    result = call("anonymize", tmp_path / "in", tmp_path / "out", "--bundle", bundle)
+    result = call("anonymize", "--no-gate", tmp_path / "in", tmp_path / "out", "--bundle", bundle)
     assert result.exit_code == 1
     assert "wrote 1 of 3 images" in result.stdout
     assert result.stderr.count("not anonymised: ") == 2
     assert "bad.png: cannot be decoded" in result.stderr and "link.png: a link that leads out" in result.stderr
     assert "somebody" not in result.output
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["good.png", "statements.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!c]*")) == ["good.png", "statements.jsonl"]
     assert [row["image"] for row in statements(tmp_path / "out")] == ["good.png"]
 
 
@@ -236,7 +239,9 @@ def test_every_copy_has_a_statement_of_what_it_may_say(cohort: Path, bundle: Pat
         ("residual", ("--policy", "residual"), "residual", None, None),
         ("latents", (), "latents", None, None),
     ):
-        result = call("anonymize", *images, tmp_path / name, "--bundle", bundle, "--batch-size", 2, *options)
+        result = call(
+            "anonymize", "--no-gate", *images, tmp_path / name, "--bundle", bundle, "--batch-size", 2, *options
+        )
         assert result.exit_code == 0, result.output
         found = statements(tmp_path / name)
         assert [row["image"] for row in found] == [image.name for image in images]
@@ -254,7 +259,9 @@ def test_the_originals_form_is_kept_under_a_code_only_if_asked_and_the_statement
         image.resize((50, 40)).save(tmp_path / "a.png")
     for options, size, form in (((), None, "model"), (("--keep-form",), (50, 40), "original")):
         out = tmp_path / form
-        result = call("anonymize", tmp_path / "a.png", out, "--bundle", bundle, "--policy", "code", *options)
+        result = call(
+            "anonymize", "--no-gate", tmp_path / "a.png", out, "--bundle", bundle, "--policy", "code", *options
+        )
         assert result.exit_code == 0, result.output
         with Image.open(out / "a.png") as copy:
             assert (copy.size == (50, 40)) == (size is not None)
@@ -274,7 +281,7 @@ def test_the_originals_form_is_kept_under_a_code_only_if_asked_and_the_statement
 def test_a_policy_that_does_not_exist_is_refused(
     cohort: Path, bundle: Path, tmp_path: Path, options: tuple[object, ...], message: str
 ) -> None:
-    result = call("anonymize", cohort, tmp_path / "out", "--bundle", bundle, *options)
+    result = call("anonymize", "--no-gate", cohort, tmp_path / "out", "--bundle", bundle, *options)
     assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
     assert not (tmp_path / "out").exists()
 
@@ -287,7 +294,7 @@ def test_what_is_wrong_with_the_bundle_or_the_device_is_told_before_any_work(
         (("--bundle", bundle, "--model", tmp_path / "absent.pt"), "absent.pt is missing; train one with"),
         (("--bundle", bundle, "--device", "abacus"), "device 'abacus' cannot be used here"),
     ):
-        result = call("anonymize", cohort, tmp_path / "out", *options)
+        result = call("anonymize", "--no-gate", cohort, tmp_path / "out", *options)
         assert result.exit_code == 2 and message in result.stderr and "Traceback" not in result.output
     assert list(tmp_path.iterdir()) == []
 

@@ -39,7 +39,7 @@ def test_dry_run_prints_the_commands_and_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "demo"
     result = CliRunner().invoke(app, ["demo", "--dry-run", "--output", str(out), "--bundle", str(BUNDLE)])
     assert result.exit_code == 0
-    assert result.output.count("\npython -m ") == 5
+    assert result.output.count("\npython -m ") == 6
     assert not out.exists()
 
 
@@ -55,6 +55,19 @@ def test_a_failed_command_stops_the_demo_and_is_named(tmp_path: Path, monkeypatc
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_done_in_part_is_a_failure_only_where_that_was_not_foreseen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for code, partly, fails in ((1, True, False), (1, False, True), (2, True, True)):
+        stage = Stage("ends", [sys.executable, "-c", f"raise SystemExit({code})"], partly)
+        monkeypatch.setattr("monai_anon.demo.demo_stages", lambda *_, stage=stage: [stage])
+        if fails:
+            with pytest.raises(DemoFailed):
+                run_demo(BUNDLE, tmp_path, say=lambda _: None)
+        else:
+            run_demo(BUNDLE, tmp_path, say=lambda _: None)
+
+
 def test_it_says_first_that_the_images_are_generated_and_last_what_it_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -65,7 +78,7 @@ def test_it_says_first_that_the_images_are_generated_and_last_what_it_wrote(
     assert all(name in said[-1] for name in ("model.pt", "report.md", "anonymised", "tensorboard --logdir"))
 
 
-@pytest.mark.parametrize("verb", ["judges", "evaluate", "demo"])
+@pytest.mark.parametrize("verb", ["judges", "evaluate", "demo", "calibrate", "anonymize"])
 def test_every_verb_has_help(verb: str) -> None:
     result = CliRunner().invoke(app, [verb, "--help"])
     assert result.exit_code == 0

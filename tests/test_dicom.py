@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from typer.testing import CliRunner, Result
 
 from monai_anon.__main__ import app
 from monai_anon.dicom import DicomSettings
+from monai_anon.drawing import Drawing
 from monai_anon.jobs import Naming, plan_files
 from monai_anon.keys import Key, KeyFileError, read_key, write_key
 from monai_anon.readers import read_image
@@ -35,8 +38,8 @@ INVERTED = FakeAnonymizer(lambda image: -image)
 def run(folder: Path, out: Path, model: nn.Module = CONSTANT, dicom: DicomSettings = CODE, **options):
     """Copies of a folder; gives the refusals' reasons by their files' names, and the copies."""
     plan = plan_files([folder], out, naming=Naming(dicom.key))
-    options = {"seed": 1, "keep_form": False} | options
-    refusals = FileAnonymizer(model, SIZE, dicom=dicom, **options).run(plan.jobs, progress=False)
+    options = {"keep_form": False} | options
+    refusals = FileAnonymizer(Drawing(model, 1), SIZE, dicom=dicom, **options).run(plan.jobs, progress=False)
     return {refusal.path.name: refusal.reason for refusal in refusals}, {job.name: job.target for job in plan.jobs}
 
 
@@ -340,12 +343,34 @@ def test_bad_files_are_refused_alone_and_their_headers_not_quoted(archive: Path,
     assert {path.name for path in (tmp_path / "out").iterdir()} == {copies[n].name for n in ("good.dcm", "IM0001")}
 
 
+def test_files_that_unpack_to_something_huge_are_refused_before_they_are_unpacked(
+    archive: Path, tmp_path: Path, monkeypatch
+) -> None:
+    deflated = pydicom.dcmread(write_dicom(archive / "small.dcm", WindowCenter=128, WindowWidth=256))
+    deflated.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    deflated.save_as(archive / "small.dcm", enforce_file_format=True)
+    deflated.Rows = deflated.Columns = 2000
+    deflated.PixelData = bytes(2000 * 2000)
+    deflated.save_as(archive / "bomb.dcm", enforce_file_format=True)
+    assert (archive / "bomb.dcm").stat().st_size < 10_000
+    picture = b"\0\0\0\rIHDR" + struct.pack(">IIBBBBB", 60000, 60000, 8, 0, 0, 0, 0)
+    picture += struct.pack(">I", zlib.crc32(picture[4:])) + b"\0\0\0\0IDAT" + struct.pack(">I", zlib.crc32(b"IDAT"))
+    (archive / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + picture)
+    monkeypatch.setattr("monai_anon.readers._MOST_UNPACKED", 1_000_000)
+    unpacked, unpack = [], zlib.decompress
+    monkeypatch.setattr(zlib, "decompress", lambda *a, **k: unpacked.append(unpack(*a, **k)) or unpacked[-1])
+    refusals, copies = run(archive, tmp_path / "out")
+    assert "unpacked to more than 1,000,000 bytes" in refusals["bomb.dcm"]
+    assert "exceeds limit" in refusals["bomb.png"] and copies["small.dcm"].exists()
+    assert unpacked and max(map(len, unpacked)) < 10_000
+
+
 def test_pydicoms_own_files_go_through_or_are_refused(tmp_path: Path) -> None:
     folder = Path(pydicom.__file__).parent / "data" / "test_files"
     if not folder.is_dir():
         pytest.skip("this pydicom comes without its test files")
     plan = plan_files([folder], tmp_path / "out", naming=Naming(KEY))
-    refusals = FileAnonymizer(CONSTANT, SIZE, seed=1, batch_size=8, dicom=CODE).run(plan.jobs, progress=False)
+    refusals = FileAnonymizer(Drawing(CONSTANT, 1), SIZE, batch_size=8, dicom=CODE).run(plan.jobs, progress=False)
     copies = list((tmp_path / "out").iterdir())
     assert len(copies) + len(refusals) == len(plan.jobs) and len(copies) > 20
     for copy in copies:
@@ -374,7 +399,8 @@ def test_the_command_shows_no_name_makes_a_key_and_goes_on(
         (archive / name).write_bytes(planted)
     (archive / "PLANTQ_4.dcm").write_text("Plant^Quirin")
     out, key = tmp_path / "out", tmp_path / "keys" / "key"
-    words = ("anonymize", archive, out, "--bundle", bundle, "--policy", "code", "--key", key, "--batch-size", 2)
+    words = ("anonymize", archive, out, "--no-gate", "--bundle", bundle, "--policy", "code", "--key", key)
+    words = (*words, "--batch-size", 2)
     planned = call(*words, "--make-key", "--dry-run")
     assert planned.exit_code == 1 and not out.exists() and not key.exists()
     assert "0 picture, 0 nifti, 4 dicom; 1 of 4 images would be refused" in planned.stdout
@@ -387,7 +413,12 @@ def test_the_command_shows_no_name_makes_a_key_and_goes_on(
     contents = {path.name: path.read_bytes() for path in out.iterdir()}
     assert all(found_in(content) == [] and secret.encode() not in content for content in contents.values())
     rows = [json.loads(line) for line in contents["statements.jsonl"].splitlines()]
-    assert {row["image"] for row in rows} == contents.keys() - {"statements.jsonl"}
+    assert {row["image"] for row in rows} == {name for name in contents if name.endswith(".dcm")}
+    assert contents.keys() - {row["image"] for row in rows} == {
+        "statements.jsonl",
+        "certificate.json",
+        "certificate.html",
+    }
     assert all(row["header"] == "groups" and row["form"] == "model" for row in rows)
 
     # stopped in the middle: one copy is not there, of another the statement is half written
@@ -402,6 +433,6 @@ def test_the_command_shows_no_name_makes_a_key_and_goes_on(
     }
     other = call(*words, "--continue", "--prototypes", 4)
     assert other.exit_code == 2 and "made with another bits" in other.stderr
-    assert call(*words[:7], "--continue").exit_code == 2
-    assert call(*words[:7], "--key", out / "key", "--make-key").exit_code == 2 and not (out / "key").exists()
+    assert call(*words[:8], "--continue").exit_code == 2
+    assert call(*words[:8], "--key", out / "key", "--make-key").exit_code == 2 and not (out / "key").exists()
     assert "PLANTQ_4.dcm: is no DICOM" in call(*words, "--continue", "--paths").stderr

@@ -15,16 +15,14 @@ from typer.testing import CliRunner
 
 from monai_anon.__main__ import app
 from monai_anon.bundles import load_anonymizer
-from monai_anon.datasets import file_digest
+from monai_anon.evaluation.judges import Judges
 from monai_anon.explaining.cases import encode_archive, read_cohorts, retrieve
 from monai_anon.explaining.counterfactuals import UncheckedGate, other_finding, passing, responses
-from monai_anon.gallery_search import SearchableGallery
-from monai_anon.gate import CALIBRATION, GALLERY, embedding
-from monai_anon.gate_calibration import calibrate
-from monai_anon.identities import Gallery
+from monai_anon.gate import CALIBRATION
 from monai_anon.manifest import load_manifest
 from monai_anon.phantoms import chest, load_phantom
 from monai_anon.readers import to_model_range, to_uint8
+from monai_anon.site import People, make_site
 
 ROOT = Path(__file__).parent.parent
 BUNDLE = ROOT / "bundles" / "chest"
@@ -64,16 +62,48 @@ def strangers():
     return images, torch.from_numpy(np.unique(factors["patient"], return_inverse=True)[1])
 
 
+class Judging(Judges):
+    """Stands for judges: tells people by the coarse picture, and the finding as the model does."""
+
+    def __init__(self, network):
+        super().__init__(torch.nn.Linear(1, 1), torch.nn.Linear(1, 1), ["absent", "effusion"], [])
+        self.network = network
+
+    def embed(self, images, batch_size=256):
+        return torch.nn.functional.avg_pool2d(images.float(), 8).flatten(1).numpy()
+
+    @torch.no_grad()
+    def read(self, images, batch_size=256):
+        medical = self.network.disentangler.encode(images).medical
+        return (
+            self.network.disentangler.classify(medical).softmax(1).numpy(),
+            np.zeros((len(images), 0)),
+            np.zeros(len(images)),
+        )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def judges(tmp_path_factory, network):
+    """A file that is read as judges of the shipped model."""
+    file = tmp_path_factory.mktemp("judges") / "judges.safetensors"
+    file.write_bytes(b"judges")
+
+    def load(path, device="cpu"):
+        if Path(path).read_bytes() != b"judges":
+            raise ValueError("no judges")
+        return Judging(network)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Judges, "load", load)
+        yield file
+
+
 @pytest.fixture(scope="module")
-def site(tmp_path_factory, network, cohort, strangers):
+def site(tmp_path_factory, network, cohort, strangers, judges):
     """The gate of a clinic whose training patients are the cohort's."""
-    folder, manifest = tmp_path_factory.mktemp("site"), load_manifest(cohort)
-    (training,) = read_cohorts(manifest, "training", SIZE, 1, None)
-    embed, weights = embedding(network), file_digest(str(BUNDLE / "models" / "model.pt"))
-    gallery = SearchableGallery.of(Gallery(embed(to_model_range(training.images)), training.patient), weights)
-    gallery.write(folder / GALLERY.format("model"))
-    found = calibrate(embed(to_model_range(strangers[0])), strangers[1], gallery, 0.05)
-    found.write(folder / CALIBRATION.format("model"))
+    folder = tmp_path_factory.mktemp("site")
+    (training,) = read_cohorts(load_manifest(cohort), "training", SIZE, 1, None)
+    make_site(folder, network, BUNDLE / "models" / "model.pt", judges, People(training, *strangers), 0.05, False, False)
     return folder
 
 
@@ -236,10 +266,13 @@ def refused(cohort, query, tmp_path):
     return run
 
 
-def test_without_a_gate_nothing_is_shown_unless_none_is_wanted(refused, cohort, query, tmp_path):
+def test_without_a_gate_nothing_is_shown_unless_none_is_wanted(refused, cohort, site, query, tmp_path):
     assert "no gate: give --site SITE" in refused()
     assert "--no-gate goes without" in refused("--site", tmp_path, "--no-gate")
-    assert "the gate withholds everything (no gallery" in refused("--site", tmp_path)
+    assert "has no judges, no gallery to compare with" in refused("--site", tmp_path)
+    half = shutil.copytree(site, tmp_path / "half")
+    (half / "judges.safetensors").unlink()
+    assert "has no judges" in refused("--site", half)
     result = call("explain", query, "--cases", cohort, "-k", 1, "--no-gate", "--output", tmp_path / "open")
     assert result.exit_code == 0 and "NO GATE" in result.output
     record = json.loads((tmp_path / "open" / "explanation.json").read_text(encoding="utf-8"))

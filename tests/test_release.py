@@ -17,8 +17,9 @@ from tiny_bundle import SIZE, tiny_anonymizer
 from torch import Tensor, nn
 
 from monai_anon import release
+from monai_anon.drawing import Drawing, image_noise
 from monai_anon.jobs import Job, Refusal
-from monai_anon.release import FileAnonymizer, image_noise, read_original, write_bytes
+from monai_anon.release import FileAnonymizer, read_original, write_bytes
 
 
 def save(path: Path, height: int = SIZE, width: int = SIZE, top: int = 255, mode: str = "L", **options) -> Job:
@@ -34,8 +35,8 @@ def save(path: Path, height: int = SIZE, width: int = SIZE, top: int = 255, mode
 
 def run(jobs: list[Job], model: nn.Module | None = None, **options) -> list[Refusal]:
     options = {"seed": 1, "keep_form": True} | options
-    overwrite = options.pop("overwrite", False)
-    return FileAnonymizer(model or tiny_anonymizer(), SIZE, **options).run(jobs, overwrite, progress=False)
+    overwrite, drawing = options.pop("overwrite", False), Drawing(model or tiny_anonymizer(), options.pop("seed"))
+    return FileAnonymizer(drawing, SIZE, **options).run(jobs, overwrite, progress=False)
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -21,14 +21,22 @@ SCALE = 6.0
 class ToyEncoder(nn.Module):
     """Pixels are latents, the identity on its sphere."""
 
+    def __init__(self, sizes=SIZES):
+        super().__init__()
+        self.sizes = tuple(sizes)
+
     def forward(self, image):
-        identity, medical, residual = (image.flatten(1) * SCALE).split(SIZES, dim=1)
-        return Latents(nn.functional.normalize(identity, dim=1) * math.sqrt(SIZES[0]), medical, residual)
+        identity, medical, residual = (image.flatten(1) * SCALE).split(self.sizes, dim=1)
+        return Latents(nn.functional.normalize(identity, dim=1) * math.sqrt(self.sizes[0]), medical, residual)
 
 
 class ToyDecoder(nn.Module):
+    def __init__(self, shape=SHAPE):
+        super().__init__()
+        self.shape = tuple(shape)
+
     def forward(self, z):
-        return (torch.cat(z, 1) / SCALE).clamp(-1, 1).unflatten(1, SHAPE)
+        return (torch.cat(z, 1) / SCALE).clamp(-1, 1).unflatten(1, self.shape)
 
 
 class ToyClassifier(nn.Module):
@@ -39,19 +47,19 @@ class ToyClassifier(nn.Module):
         return torch.stack([-score, score], 1)
 
 
-def toy_network(policy="code", **settings):
+def toy_network(policy="code", sizes=SIZES, shape=SHAPE, prototypes=8, **settings):
     """A module; its weights are the one parameter that tells its device."""
-    disentangler = Disentangler(ToyEncoder(), ToyDecoder(), ToyClassifier())
-    channel = tiny_channel(policy, sizes=SIZES, prototypes=8, **settings)
-    return LatentSwapAnonymizer(disentangler, IdentityVAE(SIZES[0], 8, 8), channel).eval()
+    disentangler = Disentangler(ToyEncoder(sizes), ToyDecoder(shape), ToyClassifier())
+    channel = tiny_channel(policy, sizes=tuple(sizes), prototypes=prototypes, **settings)
+    return LatentSwapAnonymizer(disentangler, IdentityVAE(sizes[0], 8, 8), channel).eval()
 
 
-def toy_images(count, seed=5):
+def toy_images(count, seed=5, sizes=SIZES, shape=SHAPE):
     """Images of strangers in the range of 8 bits, half of them with the finding."""
     generator = torch.Generator().manual_seed(seed)
-    z = Latents(*(torch.randn(count, size, generator=generator) for size in SIZES))
+    z = Latents(*(torch.randn(count, size, generator=generator) for size in sizes))
     z = z._replace(medical=z.medical + 3 * (torch.arange(count) % 2)[:, None])
-    return ToyDecoder()(z)
+    return ToyDecoder(shape)(z)
 
 
 def toy_comparators(network, rate=0.02):

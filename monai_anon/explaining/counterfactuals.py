@@ -36,10 +36,10 @@ from torch import Tensor
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.channel import RESPONSE
 from monai_anon.copies import WithheldError
+from monai_anon.drawing import image_noise
 from monai_anon.gate import Decision, Gate, Reason, written
 from monai_anon.gated_release import TRIES, Noise, OriginalCheck
 from monai_anon.networks import Latents
-from monai_anon.release import image_noise
 
 MOST_STEPS = 16
 _PEOPLE = 4  # of nobody, on whom the change of a picture is looked at

@@ -25,7 +25,7 @@ def require_gate(site: Path | None, judges: Path | None, no_gate: bool) -> None:
     """
     if site is None and not no_gate:
         raise ValueError(
-            "no gate: give --site SITE, the folder that scripts/calibrate_gate.py writes (docs/gate.md), or --no-gate, "
+            "no gate: give --site SITE, the folder that `monai-anon calibrate SITE` makes, or --no-gate, "
             "and then no image is compared with any real person, so what is written must not be handed over"
         )
     if no_gate and (site is not None or judges is not None):
@@ -48,7 +48,7 @@ def prepared(
     from monai_anon.anonymizers import LatentSwapAnonymizer
     from monai_anon.bundles import chosen_device, load_anonymizer
     from monai_anon.explaining.counterfactuals import UncheckedGate
-    from monai_anon.gate import read_gate
+    from monai_anon.site import site_gate
 
     network, said = load_anonymizer(bundle, model, chosen_device(device), settings)
     if not isinstance(network, LatentSwapAnonymizer):
@@ -56,12 +56,7 @@ def prepared(
             f"the bundle's anonymizer is a {type(network).__name__}; explanations need one with latents, a "
             "LatentSwapAnonymizer"
         )
-    gate = UncheckedGate(network) if site is None else read_gate(network, said.model_file, site, judges)
-    if gate.faults:
-        raise ValueError(
-            f"the gate withholds everything ({', '.join(fault.value for fault in gate.faults)}): --site and --judges "
-            "must be those of this model (docs/gate.md); nothing was written"
-        )
+    gate = UncheckedGate(network) if site is None else site_gate(network, said.model_file, site, judges)
     return network, gate, said
 
 

@@ -21,12 +21,12 @@ SiteOption = Annotated[
     Optional[Path],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
     typer.Option(
         metavar="SITE",
-        help="Folder of the site's gallery and thresholds, as scripts/calibrate_gate.py writes it (docs/gate.md).",
+        help="Folder of the privacy gate, which `monai-anon calibrate` makes; it stays on site.",
     ),
 ]
 SiteJudgesOption = Annotated[
     Optional[Path],  # noqa: UP045
-    typer.Option(metavar="FILE", help="The site's judges, which then check every image, too."),
+    typer.Option(metavar="FILE", help="The gate's judges, or a folder with one file of them.  [default: SITE's]"),
 ]
 NoGateOption = Annotated[
     bool,
