@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from monai_anon.evaluation.verbs import CHEST, EpsilonOption, ModelOption, PolicyOption, PrototypesOption
+from monai_anon.evaluation.verbs import CHEST, EpsilonOption, ModelOption, OverlayOption, PolicyOption, PrototypesOption
 
 if TYPE_CHECKING:
     from monai_anon.jobs import Refusal
@@ -36,6 +36,7 @@ def anonymize(
     ],
     bundle: BundleOption = CHEST,
     model: ModelOption = None,
+    overlay: OverlayOption = None,
     site: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -176,7 +177,8 @@ def anonymize(
 
     processes = Processes.joined()
     request = Request(
-        inputs=inputs, output=output, bundle=bundle, model=model, site=site, judges=judges, no_gate=no_gate, seed=seed,
+        inputs=inputs, output=output, bundle=bundle, model=model, overlays=overlay or (),
+        site=site, judges=judges, no_gate=no_gate, seed=seed,
         policy=policy, prototypes=prototypes, epsilon=epsilon, keep_form=keep_form, header=header, names=names, key=key,
         make_key=make_key, patients=patients, most_images=most_images_per_patient, no_text=no_burned_in_text,
         paths=paths, site_record=site_record, go_on=go_on, to_gray=to_gray, batch_size=batch_size, device=device,
@@ -234,6 +236,7 @@ def calibrate(
     ],
     bundle: BundleOption = CHEST,
     model: ModelOption = None,
+    overlay: OverlayOption = None,
     manifest: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(
@@ -266,7 +269,7 @@ def calibrate(
     from monai_anon.demo import cohort_kind
     from monai_anon.site import JUDGES, held_out_parts, judges_file, make_site, people_of, site_files, told
 
-    network, settings = load_anonymizer(bundle, model, chosen_device(device), {"policy": "latents"})
+    network, settings = load_anonymizer(bundle, model, chosen_device(device), {"policy": "latents"}, overlay or ())
     own, others = (None if path is None else str(path) for path in (manifest, strangers))
     chosen = judges_file(judges)
     if dry_run:

@@ -49,6 +49,7 @@ class Request:
     output: Path
     bundle: Path
     model: Path | None = None
+    overlays: Sequence[Path] = ()
     site: Path | None = None
     judges: Path | None = None
     no_gate: bool = False
@@ -144,7 +145,7 @@ class Release:
         if device is None and self.processes.size > 1 and torch.cuda.is_available():
             device = f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
         channel = {"policy": request.policy, "prototypes": request.prototypes, "epsilon": request.epsilon}
-        return load_anonymizer(request.bundle, request.model, chosen_device(device), channel)
+        return load_anonymizer(request.bundle, request.model, chosen_device(device), channel, request.overlays)
 
     def _statement(self, header: str) -> dict[str, Any]:
         kept = self.request.keep_form

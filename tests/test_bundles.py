@@ -74,6 +74,20 @@ def test_overlays_describe_models_of_other_networks(tmp_path: Path) -> None:
     assert loaded(torch.zeros(1, 1, 128, 128), torch.zeros(1, int(loaded.noise_size))).shape == (1, 1, 128, 128)
 
 
+def test_anonymize_takes_overlays(tmp_path: Path) -> None:
+    network = CHEST.parser("inference.json", "size_128.json").get_parsed_content("network_def")
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    (tmp_path / "in").mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8)).save(tmp_path / "in" / "a.png")
+    words = ["anonymize", str(tmp_path / "in"), str(tmp_path / "out"), "--bundle", str(CHEST.folder), "--no-gate"]
+    words += ["--model", str(tmp_path / "model.pt"), "--policy", "latents", "--model-form"]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "does not fit the network" in refused.output
+    ended = CliRunner().invoke(app, [*words, "--overlay", str(CHEST.configs / "size_128.json")])
+    assert ended.exit_code == 0, ended.output
+    assert Image.open(tmp_path / "out" / "a.png").size == (128, 128)
+
+
 @pytest.mark.parametrize(
     ("content", "match"),
     [

@@ -19,6 +19,14 @@ ModelOption = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(metavar="FILE", help="Weights of the anonymizer.  [default: the bundle's models/model.pt]"),
 ]
+OverlayOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045
+    typer.Option(
+        metavar="FILE",
+        help="Config that the model was trained with beside the bundle's own and that changes its networks, such as "
+        "size_128.json. May be repeated.",
+    ),
+]
 PolicyOption = Annotated[
     Optional[str],  # noqa: UP045
     typer.Option(

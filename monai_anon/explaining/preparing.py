@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ def require_gate(site: Path | None, judges: Path | None, no_gate: bool) -> None:
 def prepared(
     bundle: Path,
     model: Path | None,
+    overlays: Sequence[Path],
     device: str | None,
     settings: Mapping[str, Any],
     site: Path | None,
@@ -50,7 +51,7 @@ def prepared(
     from monai_anon.explaining.counterfactuals import UncheckedGate
     from monai_anon.site import site_gate
 
-    network, said = load_anonymizer(bundle, model, chosen_device(device), settings)
+    network, said = load_anonymizer(bundle, model, chosen_device(device), settings, overlays)
     if not isinstance(network, LatentSwapAnonymizer):
         raise ValueError(
             f"the bundle's anonymizer is a {type(network).__name__}; explanations need one with latents, a "

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from monai_anon.evaluation.verbs import CHEST, EpsilonOption, ModelOption, PolicyOption, PrototypesOption
+from monai_anon.evaluation.verbs import CHEST, EpsilonOption, ModelOption, OverlayOption, PolicyOption, PrototypesOption
 from monai_anon.explaining.preparing import prepared, quiet_headers, read_query, require_gate
 
 if TYPE_CHECKING:
@@ -86,6 +86,7 @@ def explain(
     to: ToOption = None,
     bundle: BundleOption = CHEST,
     model: ModelOption = None,
+    overlay: OverlayOption = None,
     policy: PolicyOption = None,
     prototypes: PrototypesOption = None,
     epsilon: EpsilonOption = None,
@@ -123,7 +124,7 @@ def explain(
     _refuse_target(output, overwrite)
     require_gate(site, judges, no_gate)
     settings = {"policy": policy, "prototypes": prototypes, "epsilon": epsilon}
-    network, gate, said = prepared(bundle, model, device, settings, site, judges)
+    network, gate, said = prepared(bundle, model, overlay or (), device, settings, site, judges)
     with quiet_headers():
         text = not no_burned_in_text and what_passes(network, gate).bits is None
         original = read_query(query, said, to_gray, text or (include_query and not no_burned_in_text))
@@ -179,6 +180,7 @@ def counterfactual(
     ] = False,
     bundle: BundleOption = CHEST,
     model: ModelOption = None,
+    overlay: OverlayOption = None,
     policy: PolicyOption = None,
     prototypes: PrototypesOption = None,
     epsilon: EpsilonOption = None,
@@ -218,7 +220,7 @@ def counterfactual(
     if not keep_identity:
         require_gate(site, judges, no_gate)
     settings = {"policy": policy, "prototypes": prototypes, "epsilon": epsilon}
-    network, gate, said = prepared(bundle, model, device, settings, site, judges)
+    network, gate, said = prepared(bundle, model, overlay or (), device, settings, site, judges)
     passes = what_passes(network, gate)
     with quiet_headers():
         asked = not no_burned_in_text and (keep_identity or passes.bits is None)
