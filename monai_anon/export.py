@@ -43,6 +43,7 @@ ABOUT = "anonymizer.json"
 TOLERANCE = 1e-4
 """By how much a value of an image in [-1, 1] may differ from the eager network's."""
 _NEEDS = ("onnx", "onnxscript", "onnxruntime")
+_ROOT = Path(FILES["torchscript"]).stem
 _DEBUG = ".debug_pkl"  # records of a TorchScript file with the paths of the sources
 
 
@@ -154,7 +155,9 @@ def torchscript_bytes(
     with zipfile.ZipFile(stream) as archive, zipfile.ZipFile(stripped, "w", zipfile.ZIP_STORED) as copy:
         for record in archive.infolist():
             if not record.filename.endswith(_DEBUG):
-                copy.writestr(record, archive.read(record))
+                # MONAI Deploy looks for configs in a folder of the file's name
+                _, _, name = record.filename.partition("/")
+                copy.writestr(zipfile.ZipInfo(f"{_ROOT}/{name}"), archive.read(record))
     return stripped.getvalue()
 
 

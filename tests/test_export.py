@@ -161,6 +161,10 @@ def test_no_path_of_this_machine_is_in_a_file(kind: str, request: pytest.Fixture
 
 
 def test_a_script_says_what_it_is(bundle: Path, script_file: Path) -> None:
+    """And MONAI Deploy finds it, in a folder of the file's name."""
+    with zipfile.ZipFile(script_file) as archive:
+        assert {name.split("/")[0] for name in archive.namelist()} == {script_file.stem}
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
     texts = {"metadata.json": "", "inference.json": "", "anonymizer.json": ""}
     torch.jit.load(str(script_file), _extra_files=texts)
     metadata, config, about = (json.loads(text) for text in texts.values())
