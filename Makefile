@@ -29,7 +29,7 @@ demo: $(STAMP)  ## generate a cohort, train both stages, evaluate and anonymise:
 test: $(STAMP)  ## run the tests (TEST_JOBS=2 at once; ARGS="tests/test_losses.py -k ssim" for some of them)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
 
-test-deploy: $(STAMP)  ## test the MONAI Deploy app in an environment of its own, apps/deploy/.venv (1.5 GB, minutes)
+test-deploy: $(STAMP)  ## test the MONAI Deploy app in an environment of its own, apps/deploy/.venv (1.7 GB, minutes)
 	@PYTHON=$(abspath $(VENV))/bin/python apps/deploy/make_environment.sh $(DEPLOY_VENV); ended=$$?; \
 	if [ $$ended = 3 ]; then echo "skipped: the packages of apps/deploy/requirements.txt cannot be installed here"; \
 	elif [ $$ended != 0 ]; then exit $$ended; \

@@ -14,7 +14,7 @@ fi
     exit 3
 }
 [ -x "$venv/bin/python" ] || "${PYTHON:-python3}" -m venv "$venv"
-echo "Installing into $venv (1.5 GB), some minutes ..."
+echo "Installing into $venv (1.7 GB), some minutes ..."
 # --no-deps: what the SDK's own list asks for contradicts itself (tritonclient[all] wants numpy < 2, holoscan has 2.x);
 # requirements.txt is complete without it.
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check --no-deps -r "$here/requirements.txt" || exit 3
