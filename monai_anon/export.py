@@ -22,6 +22,7 @@ from __future__ import annotations
 import importlib.util
 import io
 import json
+import logging
 import os
 import warnings
 import zipfile
@@ -188,6 +189,7 @@ def onnx_bytes(network: nn.Module, found: InferenceSettings, about: Mapping[str,
 
     image, noise = _examples(network, found, 3)
     batch = torch.export.Dim("batch")
+    logging.getLogger("torch.onnx._internal.exporter").setLevel(logging.ERROR)  # that torchvision is not there
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own, on its own code
         program = torch.onnx.export(
