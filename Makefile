@@ -6,9 +6,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 TEST_JOBS ?= 2
+DEPLOY_VENV ?= $(CURDIR)/apps/deploy/.venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
-EXTRAS := dev,dicom
+EXTRAS := dev,dicom,export
 
 # the stamp records which constraints the environment was made with
 RECORDED := $(shell cat "$(STAMP)" 2>/dev/null)
@@ -20,13 +21,19 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: again clean demo format help install lint test types
+.PHONY: again clean demo format help install lint test test-deploy types
 
 demo: $(STAMP)  ## generate a cohort, train both stages, evaluate and anonymise: everything lands in demo/
 	$(RUN) monai_anon demo --output demo
 
 test: $(STAMP)  ## run the tests (TEST_JOBS=2 at once; ARGS="tests/test_losses.py -k ssim" for some of them)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+
+test-deploy: $(STAMP)  ## test the MONAI Deploy app in an environment of its own, apps/deploy/.venv (1.7 GB, minutes)
+	@PYTHON=$(abspath $(VENV))/bin/python apps/deploy/make_environment.sh $(DEPLOY_VENV); ended=$$?; \
+	if [ $$ended = 3 ]; then echo "skipped: the packages of apps/deploy/requirements.txt cannot be installed here"; \
+	elif [ $$ended != 0 ]; then exit $$ended; \
+	else DEPLOY_PYTHON=$(DEPLOY_VENV)/bin/python $(RUN) pytest -s tests/test_deploy_app.py $(ARGS); fi
 
 lint: $(STAMP)  ## check style and format
 	$(RUN) ruff check .
@@ -43,11 +50,11 @@ install: $(STAMP)  ## make the environment only
 	@echo "Ready: . $(VENV)/bin/activate"
 
 clean:  ## remove the environment, caches and the demo's output
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEPLOY_VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # The stamp is written last, so an interrupted installation is taken up again by the next call.
 $(STAMP): setup.cfg pyproject.toml $(wildcard $(CONSTRAINTS))

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from monai_anon import __version__, release_verbs
 from monai_anon.evaluation import verbs
-from monai_anon.evaluation.verbs import BundleOption
+from monai_anon.evaluation.verbs import BundleOption, ModelOption, PolicyOption, PrototypesOption
 from monai_anon.explaining import verbs as explaining
 from monai_anon.phantoms import PHANTOMS, load_phantom
 
@@ -180,6 +180,47 @@ app.command()(release_verbs.calibrate)
 
 app.command()(explaining.explain)
 app.command()(explaining.counterfactual)
+
+
+@app.command()
+def export(
+    bundle: Annotated[Path, typer.Option(help="Folder of the bundle whose anonymizer is written.")] = Path(
+        "bundles/chest"
+    ),
+    model: ModelOption = None,
+    output: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(help="Folder of model.ts and model.onnx.  [default: the bundle's models]"),
+    ] = None,
+    formats: Annotated[str, typer.Option("--format", help="torchscript, onnx or both.")] = "torchscript,onnx",
+    policy: PolicyOption = None,
+    prototypes: PrototypesOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be written, and write nothing.")] = False,
+) -> None:
+    """Write a bundle's anonymizer for programs without this package: TorchScript (MONAI, MONAI Deploy) and ONNX.
+
+    Each file is compared with the network itself, and all are written or none. The synthetic identity is drawn in the
+    graph, of noise: TorchScript draws its own or takes it as a second input, ONNX takes it. No gallery of real people
+    is in them. docs/deploy.md tells how they are used.
+
+    \b
+    Example:
+      monai-anon export --bundle bundles/chest
+      monai-anon export --bundle bundles/chest --format torchscript --output exported
+    """  # noqa: D301
+    from monai_anon.export import export_bundle, export_targets, file_words
+
+    targets = export_targets(bundle, output, formats, overwrite)
+    settings = {"policy": policy, "prototypes": prototypes}
+    if dry_run:
+        from monai_anon.bundles import load_anonymizer
+
+        _, found = load_anonymizer(bundle, model, settings=settings)
+        typer.echo(f"would read {found.model_file} and write {', '.join(map(str, targets.values()))}")
+        return
+    for line in file_words(export_bundle(bundle, targets, model, settings, overwrite)):
+        typer.echo(line)
 
 
 def main() -> None:

@@ -91,7 +91,7 @@ class Codebook(nn.Module):
         """The code `(B,)` at a level (an index into `LEVELS`) of medical latents `(B, D)` with predicted findings
         `(B,)`: the nearest of the finding's finest points, and what it belongs to.
         """
-        distance = torch.cdist(self.places(medical, finding), self.points)
+        distance = (self.places(medical, finding)[:, None] - self.points).square().sum(2)
         distance = distance.masked_fill(finding[:, None] != self.finding, math.inf)
         return self.members[level, distance.argmin(1)]
 
@@ -160,9 +160,9 @@ class Mixture(nn.Module):
         `(B, D)`: nothing of an original goes in.
         """
         edges = self.shares.cumsum(0)
-        last = int(self.shares.nonzero().max())  # behind it is room that no component fills
-        component = torch.searchsorted(edges, chance.contiguous(), right=True).clamp_max(last)
-        return self.of(component, noise)
+        component = (chance[:, None] >= edges).sum(1)  # as searchsorted, which ONNX has not
+        last = (torch.arange(len(edges), device=edges.device) * (self.shares > 0)).amax(0)
+        return self.of(torch.minimum(component, last), noise)  # behind it is room that no component fills
 
     def of(self, component: Tensor, noise: Tensor) -> Tensor:
         """Latents `(B, D)` of given components `(B,)` and standard normal noise `(B, D)`."""
@@ -232,9 +232,10 @@ class Channel(nn.Module):
         if self.policy == "residual":
             return Latents(self.identity.of(finding, noise[:, : self.identity_size]), z.medical, residual)
         code = self.codebook(z.medical, finding, self.level)
-        count = self.codebook.count(self.level)
-        if self.epsilon > 0 and count > 1:
-            code = respond(code, count, self.epsilon, chance[:, 1], chance[:, 2])
+        if self.epsilon > 0:
+            count = self.codebook.count(self.level)
+            if count > 1:
+                code = respond(code, count, self.epsilon, chance[:, 1], chance[:, 2])
         identity = self.identity.of(self.codebook.kind(code, self.level), noise[:, : self.identity_size])
         return Latents(identity, self.codebook.latent(code, self.level), residual)
 

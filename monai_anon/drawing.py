@@ -111,6 +111,13 @@ class Drawing:
         batch = anonymise_through(self.gate, self.model, images, noise, self.tries)
         return Drawn(to_model_range(batch.pixels), batch.decisions)
 
+    def noise(self, job: Job) -> Tensor:
+        """The numbers `(noise_size,)` that an image's first draw is made with, for a program that draws it itself; they
+        do not decide randomised responses.
+        """
+        self._choose([job])
+        return self._noise(job, 0)
+
     def _noise(self, job: Job, number: int) -> Tensor:
         found = image_noise(self._seed, job.name, self._length, number)
         if self._key is not None and job.identity:

@@ -163,7 +163,18 @@ def read_gate(
 
     What is missing or does not fit is logged, and the gate then withholds everything.
     """
-    comparators = [read_comparator("model", network, file_digest(str(model_file)), Path(folder))]
+    return gate_of(network, file_digest(str(model_file)), folder, judges_file, tolerance)
+
+
+def gate_of(
+    network: LatentSwapAnonymizer,
+    model: str,
+    folder: str | Path,
+    judges_file: str | Path | None = None,
+    tolerance: float = TOLERANCE,
+) -> Gate:
+    """As `read_gate`, for a network whose file is not at hand: `model` is that file's digest."""
+    comparators = [read_comparator("model", network, model, Path(folder))]
     judges, faults = None, []
     if judges_file is not None:
         try:

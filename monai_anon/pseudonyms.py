@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from monai_anon.dicom import read_header
+from monai_anon.dicom import DicomHeader, read_header
 from monai_anon.jobs import Job, Plan, Refusal, shown
 from monai_anon.keys import Key
 from monai_anon.manifest import load_manifest
@@ -97,6 +97,11 @@ def images_a_patient(jobs: Sequence[Job]) -> dict[int, int]:
     return {images: patients for images, patients in sorted(found.items()) if patients}
 
 
+def digest_of(header: DicomHeader, key: Key) -> str:
+    """Whose image a DICOM header says it is, as a keyed digest."""
+    return _digest(key, "header", header.patient)
+
+
 def _digest(key: Key, kind: str, patient: str) -> str:
     return key.digest("patient", kind, patient).hex()[:_DIGITS]
 
@@ -107,7 +112,7 @@ def _of_header(job: Job, key: Key) -> str:
     from pydicom.errors import InvalidDicomError
 
     try:
-        return _digest(key, "header", read_header(job.source, job.name).patient)
+        return digest_of(read_header(job.source, job.name), key)
     except (*DECODER_ERRORS, InvalidDicomError):  # the file will be refused when it is read
         return ""
 

@@ -6,6 +6,7 @@ import ast
 import json
 import logging.config
 import shutil
+import subprocess
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -111,7 +112,8 @@ def test_metadata_fits_the_schema_and_the_version_is_in_the_changelog(bundle: Bu
     schema = shutil.copy(Path(__file__).parent / "schema" / "metadata.schema.json", tmp_path / "schema.json")
     verify_metadata(str(bundle.configs / "metadata.json"), str(schema))
     metadata = bundle.config("metadata.json")
-    assert metadata["version"] in metadata["changelog"]
+    versions = sorted(metadata["changelog"], key=lambda version: tuple(map(int, version.split("."))))
+    assert metadata["version"] == versions[-1]  # the zoo publishes what is new in the changelog
     for part in ("inputs", "outputs"):
         for tensor in metadata["network_data_format"][part].values():
             assert tensor["spatial_shape"] == [bundle.config("inference.json")["image_size"]] * 2
@@ -121,6 +123,25 @@ def test_metadata_fits_the_schema_and_the_version_is_in_the_changelog(bundle: Bu
 def test_the_bundle_has_the_model_zoos_files(bundle: Bundle) -> None:
     for name in ("LICENSE", "docs/README.md", "configs/metadata.json", "configs/inference.json"):
         assert (bundle.folder / name).stat().st_size > 0, name
+
+
+def test_a_bundle_has_neither_code_nor_large_files(bundle: Bundle) -> None:
+    """The zoo keeps code out of a bundle's root, and files above 25 MB apart; exports are made, not kept."""
+    listed = subprocess.run(["git", "ls-files", "."], cwd=bundle.folder, capture_output=True, text=True, check=False)
+    if listed.returncode:
+        pytest.skip("not a checkout")
+    files = [bundle.folder / name for name in listed.stdout.splitlines()]
+    assert files and {file.suffix for file in files} <= {"", ".json", ".conf", ".md", ".png", ".pt"}
+    assert all(file.stat().st_size < 25e6 for file in files)
+
+
+def test_the_metadata_has_the_tested_versions(bundle: Bundle) -> None:
+    metadata = bundle.config("metadata.json")
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    tested = dict(line.split(";")[0].split("==") for line in lines if "==" in line and not line.startswith("#"))
+    said = {name: metadata[f"{name}_version"] for name in ("monai", "numpy")} | {"torch": metadata["pytorch_version"]}
+    said |= metadata["required_packages_version"]
+    assert said == {name: tested[name] for name in said}
 
 
 def test_the_documentation_names_every_config(bundle: Bundle) -> None:

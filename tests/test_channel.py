@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_anon.channel import FINEST, LEVELS, Channel, ChannelError, Codebook, respond
+from monai_anon.channel import FINEST, LEVELS, Channel, ChannelError, Codebook, Mixture, respond
 from monai_anon.channel_fitting import fit_channel, fit_codebook, fit_identity, fit_mixture, invariant_axes, merged
 from monai_anon.networks import Latents
 
@@ -177,6 +177,16 @@ def test_no_component_is_a_few_images():
     prior = fit_mixture(latents, components=4, fewest=100)
     assert (prior.shares[prior.shares > 0] * len(latents)).min() >= 99.9
     assert prior.shares.sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_a_component_is_chosen_as_often_as_its_share_says():
+    """An empty one never, wherever it stands; slow reference: torch.searchsorted."""
+    prior = Mixture(1, 5)
+    prior.shares, prior.means = torch.tensor([0.0, 0.25, 0.0, 0.75, 0.0]), torch.arange(5.0)[:, None]
+    chance = torch.arange(10_000) / 10_000
+    chosen = prior(chance, torch.zeros(10_000, 1))[:, 0]
+    assert torch.equal(chosen, torch.searchsorted(prior.shares.cumsum(0), chance, right=True).clamp_max(3).float())
+    assert chosen.long().bincount(minlength=5).tolist() == [0, 2500, 0, 7500, 0]
 
 
 def test_equal_draws_give_equal_residuals_and_every_chance_a_component():

@@ -24,7 +24,9 @@ def images() -> torch.Tensor:
 
 
 def test_all_files_together_stay_under_25_megabytes() -> None:
-    assert 0 < sum(file.stat().st_size for file in MODELS.iterdir()) < 25e6
+    """Without what `monai-anon export` has written beside them."""
+    shipped = [file for file in MODELS.iterdir() if file.suffix not in (".ts", ".onnx")]
+    assert 0 < sum(file.stat().st_size for file in shipped) < 25e6
 
 
 def test_it_holds_tensors_only_and_no_gallery() -> None:
