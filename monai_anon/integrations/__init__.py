@@ -1,0 +1,1 @@
+"""Programs of others that this package runs in; each needs an environment of its own."""
