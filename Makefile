@@ -6,6 +6,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TEST_JOBS ?= 2
+LABEL_VENV ?= $(CURDIR)/apps/label/.venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 EXTRAS := dev,dicom
@@ -20,13 +21,19 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: again clean demo format help install lint test types
+.PHONY: again clean demo format help install lint test test-label types
 
 demo: $(STAMP)  ## generate a cohort, train both stages, evaluate and anonymise: everything lands in demo/
 	$(RUN) monai_anon demo --output demo
 
 test: $(STAMP)  ## run the tests (TEST_JOBS=2 at once; ARGS="tests/test_losses.py -k ssim" for some of them)
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(RUN) pytest -n $(TEST_JOBS) --dist loadfile $(ARGS)
+
+test-label: $(STAMP)  ## test the MONAI Label app in an environment of its own, apps/label/.venv (3.4 GB, minutes)
+	@PYTHON=$(abspath $(VENV))/bin/python apps/label/make_environment.sh $(LABEL_VENV); ended=$$?; \
+	if [ $$ended = 3 ]; then echo "skipped: the packages of apps/label/requirements.txt cannot be installed here"; \
+	elif [ $$ended != 0 ]; then exit $$ended; \
+	else LABEL_PYTHON=$(LABEL_VENV)/bin/python $(RUN) pytest -s tests/test_label_app.py $(ARGS); fi
 
 lint: $(STAMP)  ## check style and format
 	$(RUN) ruff check .
@@ -43,11 +50,11 @@ install: $(STAMP)  ## make the environment only
 	@echo "Ready: . $(VENV)/bin/activate"
 
 clean:  ## remove the environment, caches and the demo's output
-	rm -rf $(VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(LABEL_VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z]+:.*##/ {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*##' '/^[a-z-]+:.*##/ {printf "  make %-11s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 # The stamp is written last, so an interrupted installation is taken up again by the next call.
 $(STAMP): setup.cfg pyproject.toml $(wildcard $(CONSTRAINTS))
