@@ -50,7 +50,17 @@ def test_version_and_help_need_no_heavy_module() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [["phantom", "chest"], ["judges"], ["evaluate"], ["report"], ["ablation"], ["anonymize"]]
+    "verb",
+    [
+        ["phantom", "chest"],
+        ["judges"],
+        ["evaluate"],
+        ["report"],
+        ["ablation"],
+        ["anonymize"],
+        ["explain"],
+        ["counterfactual"],
+    ],
 )
 def test_the_help_of_every_verb_has_an_example(verb: list[str]) -> None:
     result = call(*verb, "--help")

@@ -42,7 +42,7 @@ from monai_anon.networks import Latents
 from monai_anon.release import image_noise
 
 MOST_STEPS = 16
-_PEOPLE = 8  # of nobody, on whom the change of a picture is looked at
+_PEOPLE = 4  # of nobody, on whom the change of a picture is looked at
 
 
 class UncheckedGate(Gate):
@@ -142,11 +142,13 @@ def other_finding(
     drawn[:, -RESPONSE:] = response
     people = network.drawn(Latents(*(latent.expand(_PEOPLE, -1) for latent in z)), drawn.to(medical.device))
 
-    def pictured(latent: Tensor) -> Tensor:
-        return disentangler.decoder(people._replace(medical=latent.expand(_PEOPLE, -1))).float()
+    def pictured(rows: Tensor) -> Tensor:  # (R, D) to (R, people, C, S, S)
+        identity, residual = (latent.repeat(len(rows), 1) for latent in (people.identity, people.residual))
+        latents = Latents(identity, rows.repeat_interleave(_PEOPLE, 0), residual)
+        return disentangler.decoder(latents).float().unflatten(0, (len(rows), _PEOPLE))
 
     before = pictured(medical)
-    change = torch.stack([(pictured(latent) - before).abs().mean() for latent in latents.split(1)])
+    change = torch.cat([(pictured(rows) - before).abs().flatten(1).mean(1) for rows in latents.split(16)])
     return latents[change.argmin()][None]
 
 

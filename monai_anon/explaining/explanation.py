@@ -196,13 +196,13 @@ def what_passes(network: LatentSwapAnonymizer, gate: Gate, tries: int = TRIES) -
     return Passes(channel.policy, at_most, patients, epsilon, guarded, gate.judges is not None, check.value)
 
 
-def in_words(said: Passes) -> list[str]:
-    """The same for a person: what passes, and what was compared."""
+def in_words(said: Passes, whom: str = "original") -> list[str]:
+    """The same for a person: what passes, of each of whom, and what was compared."""
     if said.bits is None:
         first = f"Policy {said.policy}: nothing bounds what an image says of its original."
     else:
         first = (
-            f"Policy {said.policy}: on average over originals this says at most {said.bits:.2f} bits of each: "
+            f"Policy {said.policy}: on average over originals this says at most {said.bits:.2f} bits of each {whom}: "
             f"which prototype its finding is nearest to, of which each is shared by {said.patients} or more training "
             "patients" + (", or that its image was withheld." if said.check == OriginalCheck.VETO.value else ".")
         )

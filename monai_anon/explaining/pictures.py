@@ -74,7 +74,7 @@ def page(explanation: Explanation) -> str:
         shown.insert(0, _set(explanation.own, explanation, own=True))
     return environment.get_template("explanation.html.j2").render(
         record=record,
-        words=in_words(explanation.passes),
+        words=in_words(explanation.passes, "original" if explanation.query is None else "case, but all of the query"),
         sets=shown,
         shades=shades(),
         lists=[

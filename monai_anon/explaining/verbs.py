@@ -80,7 +80,7 @@ def explain(
         typer.Option(
             "--include-query",
             help="Show the query, its own reconstruction and counterfactual as well. The page then shows its person, "
-            "and is for who may see the query.",
+            "is for who may see the query, and is readable by you alone.",
         ),
     ] = False,
     to: ToOption = None,
@@ -149,12 +149,12 @@ def explain(
     if dry_run:
         typer.echo(f"would write {', '.join(shown(output / name) for name in files)}: {2 * k} cases")
     else:
-        _write_together(output, files)
+        _write_together(output, files, 0o600 if include_query else 0o666)
         typer.echo(f"wrote {', '.join(shown(output / name) for name in files)}: {2 * k} cases")
     typer.echo(f"withheld by the gate, others shown in their place: {found.withheld}")
     if len(own):
         typer.echo("the query is one of these cases' images: its patient was left out")
-    _say(found.passes, in_words(found.passes))
+    _say(found.passes, in_words(found.passes, "case" if include_query else "original"))
     if include_query:
         typer.echo("the page shows the query's own person: do not hand it over", err=True)
 
@@ -260,17 +260,17 @@ def _refuse_target(output: Path, overwrite: bool) -> None:
         raise ValueError(f"{shown(output)} is not empty ({hint}); choose another --output")
 
 
-def _write_together(output: Path, files: dict[str, str]) -> None:
+def _write_together(output: Path, files: dict[str, str], mode: int) -> None:
     """All files or none: a new folder appears with all of them in it; in an old one each is replaced whole."""
     import shutil
 
-    from monai_anon.whole_files import write_text
+    from monai_anon.whole_files import write_bytes
 
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{secrets.token_hex(8)}.part")
     try:
         for name, text in files.items():
-            write_text(draft / name, text)
+            write_bytes(draft / name, text.encode("utf-8"), mode=mode)
         if output.is_dir() and any(output.iterdir()):
             for name in files:
                 (draft / name).replace(output / name)
