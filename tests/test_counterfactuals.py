@@ -165,14 +165,18 @@ def test_a_gate_that_lacks_something_gives_nothing(network):
         series_through(Gate(network, []), network, toy_images(1), noise_of(network))
 
 
-def test_a_response_is_drawn_once_and_follows_from_no_seed():
+def test_a_response_is_drawn_once_and_follows_from_no_seed(monkeypatch):
     network = toy_network(epsilon=1.0)
     gate = Refusing(network, inspecting=5)
 
     def noise(number, rows):  # with another response each time, unlike that of Draws
         return torch.randn(len(rows), network.noise_size, generator=torch.Generator().manual_seed(number))
 
+    seen, drawing = [], type(network).drawn
+    monkeypatch.setattr(type(network), "drawn", lambda self, z, noise: seen.append(noise) or drawing(self, z, noise))
     series_through(gate, network, toy_images(1), noise, check=OFF)
+    given = torch.cat([one[:, -RESPONSE:] for one in seen])
+    assert len(seen) == 8 and torch.equal(given, given[:1].expand(len(given), -1)), "nor does any draw see another one"
     medical = torch.stack([shown[0].flatten()[SIZES[0] : SIZES[0] + SIZES[1]] for shown in gate.shown])
     assert len(medical) == 6 and torch.equal(medical, medical[:1].expand(6, -1))
     codes = {tuple(drawn(network, toy_images(1)).medical[0].tolist()) for _ in range(12)}

@@ -183,6 +183,7 @@ def test_the_query_and_its_reconstruction_are_there_only_where_asked_for(explain
     assert np.array_equal(pictures[0], np.asarray(Image.open(query)))
     assert set(copies(pictures, likeness)) >= {0, 1} and set(copies(pictures, likeness)) <= {0, 1, 2}
     assert "do not hand it over" in (explained[1] / "explanation.html").read_text(encoding="utf-8")
+    assert "but the query&#39;s own passed" in (explained[1] / "explanation.html").read_text(encoding="utf-8")
     assert "do not hand it over" not in (explained[0] / "explanation.html").read_text(encoding="utf-8")
 
 

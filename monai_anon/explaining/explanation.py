@@ -211,7 +211,8 @@ def in_words(said: Passes, whom: str = "original") -> list[str]:
     if not said.gate:
         return [first, "NO GATE: no image was compared with any real person. Do not hand this over."]
     judges = " and the site's judges" if said.judges else ""
-    return [first, f"Every image passed the site's privacy gate (the model's encoder{judges})."]
+    every = "Every image" if whom == "original" else "Every image but the query's own"
+    return [first, f"{every} passed the site's privacy gate (the model's encoder{judges})."]
 
 
 def _told(series: Series) -> dict[str, Any]:
