@@ -178,5 +178,6 @@ def test_settings_that_cannot_be_meant_are_refused(given, words):
 
 
 def test_settings_are_read():
-    found = Settings.read({"site": "SITE", "serve_originals": "TRUE"})
+    found = Settings.read({"site": "SITE", "serve_originals": "TRUE", "origins": "http://viewer.example"})
     assert (found.site, found.serve_originals, found.no_gate, found.bundle) == ("SITE", True, False, "bundles/chest")
+    assert found.origins == "http://viewer.example"

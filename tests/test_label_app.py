@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -53,9 +54,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made("-m", "monai_anon", "phantom", "chest", folder / "cohort", "--images", "40,160,160", "--patients", "20,80,80")
     site = ("scripts/calibrate_gate.py", "--manifest", folder / "cohort", "--rate", "0.05", "--output")
     made(*site, folder / "site")
-    (folder / "shut").mkdir()
-    for file in (folder / "site").iterdir():
-        (folder / "shut" / file.name).write_bytes(file.read_bytes())
+    shutil.copytree(folder / "site", folder / "shut")
     thresholds = json.loads((folder / "shut" / "calibration_model.json").read_text())
     thresholds["training"]["similarity"] = -1.0
     (folder / "shut" / "calibration_model.json").write_text(json.dumps(thresholds))
@@ -75,7 +74,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Server:
     """A server on a free port of this machine, and how long it took to answer."""
 
-    def __init__(self, studies: Path, log: Path, conf: dict[str, str], environment: dict[str, str]):
+    def __init__(self, studies: Path, log: Path, conf: dict[str, str]):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -87,7 +86,7 @@ class Server:
             self.process = subprocess.Popen(
                 [PYTHON, *words, "--host", "127.0.0.1", "--port", str(port)],
                 cwd=ROOT,
-                env={**ENVIRONMENT, **environment},
+                env=ENVIRONMENT,
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
@@ -121,7 +120,7 @@ class Server:
         body += head + f'"{field}"; filename="{name}"\r\n\r\n'.encode() + content + b"\r\n--edge--\r\n"
         return self.ask(method, path, body, Content_Type="multipart/form-data; boundary=edge")
 
-    def infer(self, task: str, image: str, output: str = "json", **params: Any) -> tuple[int, bytes]:
+    def infer(self, task: str, image: str, output: str = "json", /, **params: Any) -> tuple[int, bytes]:
         head = b"--edge\r\nContent-Disposition: form-data; name="
         body = head + b'"params"\r\n\r\n' + json.dumps(params).encode() + b"\r\n--edge--\r\n"
         kind = "multipart/form-data; boundary=edge"
@@ -138,11 +137,9 @@ class Server:
         return self.log.read_text()
 
 
-def started(
-    place: Path, site: str, studies: str, conf: dict[str, str], environment: dict[str, str]
-) -> Iterator[Server]:
+def started(place: Path, site: str, studies: str, conf: dict[str, str]) -> Iterator[Server]:
     settings = {"bundle": "bundles/chest", "site": str(place / site), "cases": str(place / "cohort"), **conf}
-    server = Server(place / studies, place / f"{site}.log", settings, environment)
+    server = Server(place / studies, place / f"{site}.log", settings)
     yield server
     text = server.stop()
     assert NAME not in text and "Traceback" not in text and found_in(text.encode()) == []
@@ -150,7 +147,7 @@ def started(
 
 @pytest.fixture(scope="module")
 def server(place: Path) -> Iterator[Server]:
-    yield from started(place, "site", "studies", {"key": str(place / "site.key")}, {})
+    yield from started(place, "site", "studies", {"key": str(place / "site.key")})
 
 
 @pytest.fixture(scope="module")
@@ -337,8 +334,8 @@ def test_nothing_else_is_handed_out(server: Server, released: list[str]) -> None
 
 
 def test_what_the_gate_refuses_is_neither_given_nor_saved(place: Path) -> None:
-    environment = {"MONAI_LABEL_CORS_ORIGINS": '["http://viewer.example"]'}
-    running = started(place, "shut", "shut studies", {"serve_originals": "true"}, environment)
+    conf = {"serve_originals": "true", "origins": "http://viewer.example"}
+    running = started(place, "shut", "shut studies", conf)
     server = next(running)
     for task in ("anonymize", "counterfactual"):
         status, said = server.infer(task, f"{NAME}00", "image")

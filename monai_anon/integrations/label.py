@@ -84,7 +84,9 @@ class Settings:
         no_gate: say that there is no gate: nothing is then saved under `TAG`.
         cases: manifest of the archive for `retrieve`.
         key: file of the secret that draws and pseudonyms hang on; without, a new one each start.
-        serve_originals: list the folder's images and hand them out, as a viewer needs; `to_gray`: read colour as gray.
+        serve_originals: list the folder's images and hand them out, as a viewer needs.
+        origins: of web pages that may ask, with commas between them.
+        to_gray: read colour as gray.
     """
 
     bundle: str = "bundles/chest"
@@ -95,6 +97,7 @@ class Settings:
     cases: str | None = None
     key: str | None = None
     serve_originals: bool = False
+    origins: str = ""
     to_gray: bool = False
     device: str | None = None
 

@@ -118,7 +118,7 @@ class Guard:
         if (origin is not None or headers.get("sec-fetch-site") in ("cross-site", "same-site")) and (
             origin is None or origin.rstrip("/") not in self._origins
         ):
-            raise RequestError("web pages may not ask; MONAI_LABEL_CORS_ORIGINS names those that may", 403)
+            raise RequestError("web pages may not ask; --conf origins names those that may", 403)
         if scope["method"] == "OPTIONS" and origin is not None:
             return
         asked = parse_qsl(scope.get("query_string", b"").decode("latin-1"), keep_blank_values=True)

@@ -140,7 +140,7 @@ class LabelApp(MONAILabelApp):
         for route in self._routes():
             server.router.routes.insert(0, route)
         server.middleware_stack = None  # made again, with the door, at the first request
-        origins = [str(origin) for origin in server_settings.MONAI_LABEL_CORS_ORIGINS]
+        origins = [origin.strip() for origin in self.settings.origins.split(",") if origin.strip()]
         server.add_middleware(Guard, originals=self.settings.serve_originals, origins=origins)
         super().on_init_complete()
         gate = "with the privacy gate" if self.tasks.passes.gate else "WITHOUT A GATE: nothing is saved as anonymised"
