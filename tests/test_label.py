@@ -12,6 +12,7 @@ from monai_anon.explaining.counterfactuals import UncheckedGate
 from monai_anon.gate import Gate
 from monai_anon.integrations.label import Settings, Withheld
 from monai_anon.integrations.label_requests import RequestError
+from monai_anon.jobs import Naming, plan_files
 from monai_anon.keys import Key
 
 
@@ -93,7 +94,8 @@ def test_a_counterfactual_out_of_range_is_refused(tasks, image, params, words):
 def test_cases_are_named_as_a_release_with_the_same_key_names_them(tasks, image, archive):
     answer = tasks.answer("retrieve", image, {"k": 3})
     cases = answer.params["cases"]
-    known = {KEY.name("file", f"images/Plant^Quirin_{number}.png") for number in range(24)}
+    copies = plan_files([archive.parent], archive.parent.parent / "out", naming=Naming(KEY, "keyed")).jobs
+    known = {copy.target.stem for copy in copies}
     assert answer.content is None
     assert [case["list"] for case in cases] == ["similar"] * 3 + ["other finding"] * 3
     assert {case["id"] for case in cases} <= known
