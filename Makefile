@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV ?= .venv
 TEST_JOBS ?= 2
 DEPLOY_VENV ?= $(CURDIR)/apps/deploy/.venv
+LABEL_VENV ?= $(CURDIR)/apps/label/.venv
 STAMP := $(VENV)/.installed
 RUN := $(VENV)/bin/python -m
 EXTRAS := dev,dicom,export
@@ -21,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: again clean demo format help install lint test test-deploy types
+.PHONY: again clean demo format help install lint test test-deploy test-label types
 
 demo: $(STAMP)  ## generate a cohort, train both stages, evaluate and anonymise: everything lands in demo/
 	$(RUN) monai_anon demo --output demo
@@ -34,6 +35,12 @@ test-deploy: $(STAMP)  ## test the MONAI Deploy app in an environment of its own
 	if [ $$ended = 3 ]; then echo "skipped: the packages of apps/deploy/requirements.txt cannot be installed here"; \
 	elif [ $$ended != 0 ]; then exit $$ended; \
 	else DEPLOY_PYTHON=$(DEPLOY_VENV)/bin/python $(RUN) pytest -s tests/test_deploy_app.py $(ARGS); fi
+
+test-label: $(STAMP)  ## test the MONAI Label app in an environment of its own, apps/label/.venv (3.4 GB, minutes)
+	@PYTHON=$(abspath $(VENV))/bin/python apps/label/make_environment.sh $(LABEL_VENV); ended=$$?; \
+	if [ $$ended = 3 ]; then echo "skipped: the packages of apps/label/requirements.txt cannot be installed here"; \
+	elif [ $$ended != 0 ]; then exit $$ended; \
+	else LABEL_PYTHON=$(LABEL_VENV)/bin/python $(RUN) pytest -s tests/test_label_app.py $(ARGS); fi
 
 lint: $(STAMP)  ## check style and format
 	$(RUN) ruff check .
@@ -50,7 +57,7 @@ install: $(STAMP)  ## make the environment only
 	@echo "Ready: . $(VENV)/bin/activate"
 
 clean:  ## remove the environment, caches and the demo's output
-	rm -rf $(VENV) $(DEPLOY_VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(DEPLOY_VENV) $(LABEL_VENV) demo build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 help:  ## this list

@@ -23,12 +23,10 @@ if not PYTHON:
     pytest.skip("the MONAI Deploy app is tested by `make test-deploy`", allow_module_level=True)
 
 import pydicom  # noqa: E402
+from app_site import write_site  # noqa: E402
 from dicom_files import found_in, planted_header, write_dicom  # noqa: E402
 
-from monai_anon.evaluation.judge_training import JudgeSchedule  # noqa: E402
-from monai_anon.evaluation.judges import judges_for  # noqa: E402
 from monai_anon.keys import Key, write_key  # noqa: E402
-from monai_anon.manifest import load_manifest  # noqa: E402
 from monai_anon.phantoms import chest  # noqa: E402
 
 IMAGES = 4
@@ -113,11 +111,7 @@ def test_without_a_gate_copies_equal_the_commands(place: Path, run: Callable[...
 
 def test_through_a_sites_gate(place: Path, run: Callable[..., Ended]) -> None:
     """Released or withheld, each with its reason; and nothing at all where a file of the site is missing."""
-    cohort, site = place / "cohort", place / "site"
-    anonymised("phantom", "chest", cohort, "--images", "600,160,160", "--patients", "150,80,80", "--seed", 7)
-    schedule = JudgeSchedule(verifier_steps=40, batch_size=64)
-    judges_for(load_manifest(cohort), 64, 1, place / "judges", schedule=schedule, progress=False)
-    anonymised("calibrate", site, "--manifest", cohort, "--judges", place / "judges", "--rate", "0.02")
+    _, site = write_site(place, 0.02)
     key = place / "gate.key"
     write_key(Key(bytes(range(32))), key)
     ended = run("gated", MONAI_ANON_SITE=str(site), MONAI_ANON_KEY=str(key))
