@@ -31,7 +31,7 @@ pytestmark = [pytest.mark.usefixtures("scripts"), pytest.mark.filterwarnings("ig
 
 @pytest.fixture(scope="module")
 def manifest(tmp_path_factory):
-    """A generated cohort of 32 pixels: two batches an epoch for ours."""
+    """A generated cohort of 32 pixels: six batches an epoch for ours."""
     sizes = {"images": (96, 24, 40), "patients": (28, 8, 12)}
     return write_cohort(tmp_path_factory.mktemp("cohort") / "chest_32", seed=0, size=32, progress=False, **sizes)
 
@@ -114,8 +114,8 @@ def test_turns_stops_and_restarts_give_the_bundles_own_training(name, tmp_path, 
             pieces.close()
             pieces = candidate(name, tmp_path, manifest, epochs=2)
     stages = 2 if name == "recommended" else 1
-    assert pieces.ended == "schedule complete" and turns == {1: 4, 2: 2 + 4}[stages]
-    assert pieces.clock.images == 48 * turns
+    assert pieces.ended == "schedule complete" and turns == {1: 12, 2: 6 + 12}[stages]
+    assert pieces.clock.images == 16 * turns
     for one, other in (
         (pieces.model, whole.updater.smoothed),
         *([(pieces.step.recogniser, whole.recogniser)] if stages == 2 else []),
@@ -345,7 +345,7 @@ def test_the_command_trains_judges_and_shows_both_curves(tmp_path, manifest, mon
     assert set(result["recipes"]) == {found["recipe"] for found in result["curves"]}
     for curve in result["curves"]:
         assert set(curve["figures"]) == set(GOOD) and None not in curve["figures"].values()
-        assert curve["seconds"] > 0 and curve["images"] % 24 == 0
+        assert curve["seconds"] > 0 and curve["images"] % 16 == 0
     assert result == json.loads((tmp_path / "q/quality.json").read_text())
     for name in ("recommended", "paper_losses"):
         assert (tmp_path / "q" / name / "checkpoint.pt").is_file()

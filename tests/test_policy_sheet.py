@@ -119,7 +119,7 @@ def test_real_people_are_drawn_only_where_asked(tmp_path, networks, cohort, monk
     places = Places(str(tmp_path), str(tmp_path), pictures=asked)
     manifest = SimpleNamespace(extra={SETTINGS_KEY: {"seed": 1}} if generated else {})
     run = SimpleNamespace(output_dir=tmp_path, places=places, manifest=manifest, plain_vae=lambda gallery: None)
-    scene = SimpleNamespace(test=cohort, training=cohort, seed=0)
+    scene = SimpleNamespace(test=cohort, training=cohort, seed=0, known=None)
     Evaluation.draw(run, subject_of("tiny", networks), scene)
     assert (tmp_path / "pictures" / "policies.png").is_file() is drawn
     assert (tmp_path / "pictures").exists() is drawn
