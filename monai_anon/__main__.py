@@ -152,7 +152,7 @@ def demo(
     seed: Annotated[int, typer.Option(help="Of training and evaluation.")] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the commands and run none.")] = False,
 ) -> None:
-    """The whole method on generated images in about ten minutes on two CPU cores: train, measure, anonymise.
+    """The whole method on generated images in some fifteen minutes on two CPU cores: train, measure, anonymise.
 
     Runs the documented commands one after the other and prints each. A demo that was stopped goes on where it was.
     """

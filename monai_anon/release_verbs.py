@@ -21,6 +21,16 @@ DeviceOption = Annotated[
     Optional[str],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
     typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda where there is one, else cpu]"),
 ]
+SiteOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        metavar="SITE", help="Folder of the privacy gate, which `monai-anon calibrate` makes; it stays on site."
+    ),
+]
+JudgesOption = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(metavar="FILE", help="The gate's judges, or a folder with one file of them.  [default: SITE's]"),
+]
 
 
 def anonymize(
@@ -37,16 +47,8 @@ def anonymize(
     bundle: BundleOption = CHEST,
     model: ModelOption = None,
     overlay: OverlayOption = None,
-    site: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            metavar="SITE", help="Folder of the privacy gate, which `monai-anon calibrate` makes; it stays on site."
-        ),
-    ] = None,
-    judges: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(metavar="FILE", help="The gate's judges, or a folder with one file of them.  [default: SITE's]"),
-    ] = None,
+    site: SiteOption = None,
+    judges: JudgesOption = None,
     no_gate: Annotated[
         bool, typer.Option("--no-gate", help="Release unchecked copies; the certificate says that no gate was there.")
     ] = False,

@@ -5,10 +5,7 @@ Heavy modules are imported where they are used, so that `--help` is there at onc
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,17 +82,3 @@ def read_query(path: Path, said: InferenceSettings, to_gray: bool, refuse_text: 
             f"the query cannot be used: {found.header.text_risk}; look, and if there is none say --no-burned-in-text"
         )
     return found
-
-
-@contextmanager
-def quiet_headers() -> Iterator[None]:
-    """The readers' warnings may quote headers, which name people: they are not shown."""
-    log = logging.getLogger("pydicom")
-    before = log.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        log.setLevel(logging.CRITICAL + 1)
-        try:
-            yield
-        finally:
-            log.setLevel(before)

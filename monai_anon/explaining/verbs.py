@@ -11,23 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from monai_anon.evaluation.verbs import CHEST, EpsilonOption, ModelOption, OverlayOption, PolicyOption, PrototypesOption
-from monai_anon.explaining.preparing import prepared, quiet_headers, read_query, require_gate
+from monai_anon.explaining.preparing import prepared, read_query, require_gate
+from monai_anon.release_verbs import BundleOption, DeviceOption, JudgesOption, SiteOption
 
 if TYPE_CHECKING:
     from monai_anon.explaining.explanation import Passes
 
-BundleOption = Annotated[Path, typer.Option(help="Folder of the bundle whose anonymizer is used.")]
-SiteOption = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
-    typer.Option(
-        metavar="SITE",
-        help="Folder of the privacy gate, which `monai-anon calibrate` makes; it stays on site.",
-    ),
-]
-SiteJudgesOption = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(metavar="FILE", help="The gate's judges, or a folder with one file of them.  [default: SITE's]"),
-]
 NoGateOption = Annotated[
     bool,
     typer.Option("--no-gate", help="Compare with no real person. What is made must then stay where its originals are."),
@@ -41,10 +30,6 @@ ToOption = Annotated[
 SeedOption = Annotated[
     Optional[int],  # noqa: UP045
     typer.Option(help="Makes all draws repeatable. Keep it to yourself.  [default: a new random one, never shown]"),
-]
-DeviceOption = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="cpu, cuda, cuda:1, ...  [default: cuda where there is one, else cpu]"),
 ]
 NoTextOption = Annotated[
     bool,
@@ -73,7 +58,7 @@ def explain(
         str, typer.Option(help="Where cases are taken from: training, validation, test or all of them.")
     ] = "all",
     site: SiteOption = None,
-    judges: SiteJudgesOption = None,
+    judges: JudgesOption = None,
     no_gate: NoGateOption = False,
     include_query: Annotated[
         bool,
@@ -120,12 +105,13 @@ def explain(
     from monai_anon.explaining.pictures import page
     from monai_anon.jobs import shown
     from monai_anon.manifest import load_manifest
+    from monai_anon.originals import quiet_decoders
 
     _refuse_target(output, overwrite)
     require_gate(site, judges, no_gate)
     settings = {"policy": policy, "prototypes": prototypes, "epsilon": epsilon}
     network, gate, said = prepared(bundle, model, overlay or (), device, settings, site, judges)
-    with quiet_headers():
+    with quiet_decoders():
         text = not no_burned_in_text and what_passes(network, gate).bits is None
         original = read_query(query, said, to_gray, text or (include_query and not no_burned_in_text))
         manifest = load_manifest(cases)
@@ -168,7 +154,7 @@ def counterfactual(
         int, typer.Option(metavar="N", help="Images from the one finding to the other, both included; 2 to 16.")
     ] = 2,
     site: SiteOption = None,
-    judges: SiteJudgesOption = None,
+    judges: JudgesOption = None,
     no_gate: NoGateOption = False,
     keep_identity: Annotated[
         bool,
@@ -206,6 +192,7 @@ def counterfactual(
     from monai_anon.explaining.pictures import strip
     from monai_anon.gated_release import OriginalCheck
     from monai_anon.jobs import shown
+    from monai_anon.originals import quiet_decoders
     from monai_anon.readers import to_model_range
     from monai_anon.whole_files import write_bytes
 
@@ -222,7 +209,7 @@ def counterfactual(
     settings = {"policy": policy, "prototypes": prototypes, "epsilon": epsilon}
     network, gate, said = prepared(bundle, model, overlay or (), device, settings, site, judges)
     passes = what_passes(network, gate)
-    with quiet_headers():
+    with quiet_decoders():
         asked = not no_burned_in_text and (keep_identity or passes.bits is None)
         pixels = to_model_range(read_query(image, said, to_gray, asked).pixels)[None]
     if keep_identity:

@@ -43,14 +43,14 @@ from monai_anon.explaining.cases import (
 from monai_anon.explaining.counterfactuals import MOST_STEPS, Draws, other_finding, passing, responses, series_through
 from monai_anon.explaining.explanation import as_image, what_passes
 from monai_anon.explaining.pictures import png
-from monai_anon.explaining.preparing import prepared, quiet_headers, read_query, require_gate
+from monai_anon.explaining.preparing import prepared, read_query, require_gate
 from monai_anon.gate import Gate
 from monai_anon.gated_release import Noise, OriginalCheck, anonymise_through
 from monai_anon.integrations.label_requests import RequestError, truth, whole
 from monai_anon.jobs import COPY_SUFFIXES
 from monai_anon.keys import Key, read_key
 from monai_anon.manifest import load_manifest
-from monai_anon.originals import Original
+from monai_anon.originals import Original, quiet_decoders
 from monai_anon.readers import to_model_range
 
 logger = logging.getLogger("monai_anon")
@@ -189,7 +189,7 @@ class Tasks:
         archive = names = classes = None
         if settings.cases is not None:
             manifest = load_manifest(settings.cases)
-            with quiet_headers():
+            with quiet_decoders():
                 cohorts = read_cohorts(manifest, "all", inference.image_size, inference.channels, None)
                 archive, _ = encode_archive(network, manifest, cohorts)
             names = [Path(entry["image"]).as_posix() for cohort in cohorts for entry in cohort.entries]
@@ -206,7 +206,7 @@ class Tasks:
         known = {"anonymize": self._anonymize, "counterfactual": self._counterfactual, "retrieve": self._retrieve}
         if task not in known:
             raise RequestError(f"no such task; there are {', '.join(known)}", 404)
-        with self._busy, quiet_headers(), torch.inference_mode():
+        with self._busy, quiet_decoders(), torch.inference_mode():
             original = self.read(path)
             try:
                 return known[task](original, params)
