@@ -20,12 +20,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from monai_anon import __version__
 from monai_anon.channel import Channel
 from monai_anon.gate import Comparator, Gate
 from monai_anon.gated_release import TRIES, default_check
+from monai_anon.pages import templates
 from monai_anon.pseudonyms import TOO_MANY
 from monai_anon.release import Outcome
 from monai_anon.whole_files import write_text
@@ -225,8 +224,4 @@ def write_certificate(folder: Path, content: Mapping[str, Any]) -> None:
 
 def page(content: Mapping[str, Any]) -> str:
     """The certificate for people: one file that loads nothing."""
-    setting = Environment(
-        loader=PackageLoader("monai_anon"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    return setting.get_template("certificate.html.j2").render(c=content, fewest=FEWEST)
+    return templates("monai_anon").get_template("certificate.html.j2").render(c=content, fewest=FEWEST)

@@ -6,13 +6,13 @@ import base64
 import io
 from collections.abc import Sequence
 
-import jinja2
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from monai_anon.explaining.counterfactuals import Series, evidence
 from monai_anon.explaining.explanation import Case, Explanation, as_image, in_words
+from monai_anon.pages import templates
 
 COLOURS = "RdBu_r"
 """Diverging, blue below 0 and red above it; ColorBrewer has it among those that the colour-blind tell apart."""
@@ -60,19 +60,13 @@ def _ramp(colours: object, count: int) -> np.ndarray:
 
 def page(explanation: Explanation) -> str:
     """One HTML page that is complete in itself and runs nothing."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("monai_anon.explaining", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    template = templates("monai_anon.explaining").get_template("explanation.html.j2")
     record = explanation.record()
     similar = [case for case in explanation.cases if case.similar]
     shown = [_set(explanation.series, explanation, own=False)]
     if explanation.own is not None:
         shown.insert(0, _set(explanation.own, explanation, own=True))
-    return environment.get_template("explanation.html.j2").render(
+    return template.render(
         record=record,
         words=in_words(explanation.passes, "original" if explanation.query is None else "case, but all of the query"),
         sets=shown,

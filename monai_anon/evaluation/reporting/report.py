@@ -17,6 +17,7 @@ import jinja2
 
 from monai_anon.evaluation.reporting.page import Page
 from monai_anon.evaluation.reporting.runs import ReportError, read_run
+from monai_anon.pages import templates
 from monai_anon.whole_files import write_text
 
 __all__ = ["Report", "ReportError", "write_report"]
@@ -49,13 +50,7 @@ def write_report(runs: Sequence[Path], output: Path, *, pictures: bool | None = 
 
 
 def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("monai_anon.evaluation.reporting", "templates"),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates("monai_anon.evaluation.reporting")
     environment.filters["csp_hash"] = _csp_hash
     return environment
 
