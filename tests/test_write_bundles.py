@@ -59,7 +59,7 @@ def test_what_is_written_is_chests_but_for_what_differs(run, repository):
     )
     assert run(root=root) == (0, "wrote bundles/knee\n")
     made = {f.name: f for f in (root / "bundles" / "knee" / "configs").iterdir()}
-    assert set(made) == {f.name for f in CHEST.configs.iterdir()} - {"realism.json"} | {"own.json"}
+    assert set(made) == {f.name for f in CHEST.configs.iterdir() if f.is_file()} - {"realism.json"} | {"own.json"}
     train, chest = json.loads(made["train.json"].read_text()), CHEST.config("train.json")
     assert list(train) == list(chest) and train["bundle_root"].endswith("'bundles/knee'")
     assert (train["channels"], train["train"]["loader"]["batch_size"]) == (3, 7)
