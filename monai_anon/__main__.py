@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from monai_anon import __version__, release_verbs
+from monai_anon.comparing import verbs as comparing
 from monai_anon.evaluation import verbs
 from monai_anon.evaluation.verbs import BundleOption, ModelOption, PolicyOption, PrototypesOption
 from monai_anon.explaining import verbs as explaining
@@ -143,6 +144,7 @@ app.command()(verbs.judges)
 app.command()(verbs.evaluate)
 app.command()(verbs.report)
 app.command()(verbs.ablation)
+app.command()(comparing.compare)
 
 
 @app.command()

@@ -1,0 +1,147 @@
+"""Systems by name: made from a bundle's `compare.json` and their overlay, trained or fitted, as subjects to measure."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from monai_anon.baselines import BASELINES
+from monai_anon.baselines.system import Guides, Setting, System, fit_guides, train_system
+from monai_anon.evaluation.subjects import Subject, subject_of
+from monai_anon.optimisation import Optimisation
+from monai_anon.preconditions import unwrapped
+from monai_anon.readers import to_model_range
+
+if TYPE_CHECKING:
+    from monai_anon.cohort import Cohort
+
+COMPARE, OVERLAYS = "compare.json", "systems"
+
+
+@dataclasses.dataclass(frozen=True)
+class Budget:
+    """What every system gets: `batches` of `batch_size` anchors each, and the seed of its training."""
+
+    batches: int
+    batch_size: int = 16
+    seed: int = 0
+
+    @property
+    def images(self) -> int:
+        """Anchors that a training looks at, repetitions counted."""
+        return self.batches * self.batch_size
+
+
+def chosen(names: Sequence[str] | None) -> list[str]:
+    """The systems of these names, in the order of `BASELINES`; all of them for None.
+
+    Raises:
+        ValueError: a name that there is not.
+    """
+    if unknown := sorted(set(names or ()) - set(BASELINES)):
+        raise ValueError(f"--systems: no {', '.join(unknown)}; there are {', '.join(BASELINES)}")
+    return [name for name in BASELINES if names is None or name in names]
+
+
+def config(bundle: Path, name: str, entries: Mapping[str, Any]) -> dict[str, Any]:
+    """`compare.json` of a bundle with a system's overlay, and some entries replaced.
+
+    Raises:
+        ValueError: the bundle has no `compare.json`.
+    """
+    from monai.bundle import ConfigParser
+
+    base, overlay = (bundle / "configs" / where for where in (COMPARE, Path(OVERLAYS) / f"{name}.json"))
+    if not base.is_file():
+        raise ValueError(f"{base} is missing; --bundle takes a bundle's folder, such as bundles/chest")
+    files = [base, overlay] if overlay.is_file() else [base]
+    return {**ConfigParser.load_config_files(files), **entries}
+
+
+def made(bundle: Path, name: str, entries: Mapping[str, Any]) -> nn.Module:
+    """A system as its overlay says, untrained; without an overlay its class is made without arguments."""
+    from monai.bundle import ConfigParser
+
+    parser = ConfigParser(config(bundle, name, entries))
+    if parser.get("system") is None:
+        return BASELINES[name]()
+    try:
+        system = parser.get_parsed_content("system")
+    except RuntimeError as error:
+        raise unwrapped(error) from error
+    if not isinstance(system, BASELINES[name]):
+        raise ValueError(
+            f"{bundle / 'configs' / OVERLAYS / name}.json makes a {type(system).__name__}; "
+            f"`{name}` is a {BASELINES[name].__name__}"
+        )
+    assert isinstance(system, nn.Module)
+    return system
+
+
+def training_of(name: str) -> str:
+    """What a system's training is called: several may share one."""
+    return str(getattr(BASELINES[name], "shares", "") or name)
+
+
+def is_trained(name: str) -> bool:
+    """Whether a system learns from the training part and from the guides."""
+    return issubclass(BASELINES[name], System)
+
+
+def groups(names: Sequence[str]) -> list[list[str]]:
+    """Systems that are trained together, one after the other; all that need no training are one group, the first."""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(training_of(name) if is_trained(name) else "", []).append(name)
+    return sorted(found.values(), key=lambda group: is_trained(group[0]))
+
+
+class Trainings:
+    """Trains systems on a training part and keeps them in a folder; what is kept is read.
+
+    Args:
+        folder: gets `guides/` and a folder a training.
+        guide_widths: of the networks that systems learn from.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        budget: Budget,
+        folder: Path,
+        guide_widths: Sequence[int],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.cohort, self.budget, self.folder = cohort, budget, folder
+        self.widths, self.device = tuple(guide_widths), device
+        self._guides: Guides | None = None
+
+    def setting(self, guides: Guides | None) -> Setting:
+        optimisation = Optimisation(lr=2e-3, ema=0.97)
+        given: Any = guides  # none of them is looked at while they are fitted
+        budget = self.budget
+        return Setting(
+            self.cohort, given, optimisation, budget.batches, budget.batch_size, budget.seed, device=self.device
+        )
+
+    @property
+    def guides(self) -> Guides:
+        """Fitted by the first call, or read."""
+        if self._guides is None:
+            self._guides = fit_guides(self.setting(None), self.folder / "guides", self.widths)
+        return self._guides
+
+    def subject(self, name: str, module: nn.Module) -> Subject:
+        """A system trained, fitted or as it is, ready to be measured."""
+        if isinstance(module, System):
+            module = train_system(module, self.setting(self.guides), self.folder / name, name)
+            return subject_of(name, module, device=self.device, images_seen=self.budget.images)
+        if callable(fit := getattr(module, "fit", None)):
+            torch.manual_seed(self.budget.seed)
+            fit(to_model_range(self.cohort.images), self.cohort.patient.clone())
+        return subject_of(name, module, device=self.device)
