@@ -1,8 +1,18 @@
 """What is compared with ours: anonymizers by name."""
 
+from monai_anon.baselines.dp_pix import DPPix
 from monai_anon.baselines.k_same import KSame
 from monai_anon.baselines.simple import Blur, Constant, Pixelation, Unchanged
 
-BASELINES = {"none": Unchanged, "constant": Constant, "blur": Blur, "pixelation": Pixelation, "k-same": KSame}
-"""Anonymizers without a network to train: the first rows of every table, and known answers for every attack. Those that
-have a `fit` see the training part's images and patients once."""
+BASELINES = {
+    "none": Unchanged,
+    "constant": Constant,
+    "blur": Blur,
+    "pixelation": Pixelation,
+    "dp-pix": DPPix,
+    "k-same": KSame,
+}
+"""Anonymizers by name. Those that are no `System` have no network to train: the first rows of every table, and known
+answers for every attack; one that has a `fit` sees the training part's images and patients once. Every `System` has an
+overlay of its name in `bundles/chest/configs/systems`.
+"""
