@@ -2,6 +2,8 @@
 
 from monai_anon.baselines.dp_pix import DPPix
 from monai_anon.baselines.k_same import KSame
+from monai_anon.baselines.k_same_m import KSameM
+from monai_anon.baselines.k_same_select import KSameSelect
 from monai_anon.baselines.simple import Blur, Constant, Pixelation, Unchanged
 
 BASELINES = {
@@ -11,6 +13,8 @@ BASELINES = {
     "pixelation": Pixelation,
     "dp-pix": DPPix,
     "k-same": KSame,
+    "k-same-select": KSameSelect,
+    "k-same-m": KSameM,
 }
 """Anonymizers by name. Those that are no `System` have no network to train: the first rows of every table, and known
 answers for every attack; one that has a `fit` sees the training part's images and patients once. Every `System` has an
