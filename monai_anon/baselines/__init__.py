@@ -1,8 +1,26 @@
 """What is compared with ours: anonymizers by name."""
 
+from monai_anon.baselines.deep_privacy import DeepPrivacy
+from monai_anon.baselines.deep_privacy_2 import DeepPrivacy2
+from monai_anon.baselines.dp_pix import DPPix
 from monai_anon.baselines.k_same import KSame
+from monai_anon.baselines.k_same_m import KSameM
+from monai_anon.baselines.k_same_select import KSameSelect
 from monai_anon.baselines.simple import Blur, Constant, Pixelation, Unchanged
 
-BASELINES = {"none": Unchanged, "constant": Constant, "blur": Blur, "pixelation": Pixelation, "k-same": KSame}
-"""Anonymizers without a network to train: the first rows of every table, and known answers for every attack. Those that
-have a `fit` see the training part's images and patients once."""
+BASELINES = {
+    "none": Unchanged,
+    "constant": Constant,
+    "blur": Blur,
+    "pixelation": Pixelation,
+    "dp-pix": DPPix,
+    "k-same": KSame,
+    "k-same-select": KSameSelect,
+    "k-same-m": KSameM,
+    "deep-privacy": DeepPrivacy,
+    "deep-privacy-2": DeepPrivacy2,
+}
+"""Anonymizers by name. Those that are no `System` have no network to train: the first rows of every table, and known
+answers for every attack; one that has a `fit` sees the training part's images and patients once. Every `System` has an
+overlay of its name in `bundles/chest/configs/systems`.
+"""

@@ -44,8 +44,7 @@ class KSame(nn.Module):
 
     def __init__(self, k: int = 10, components: int = 64):
         super().__init__()
-        if k < 2:
-            raise ValueError(f"k is {k}; it must be at least 2, or a release is one person's image")
+        check_group_size(k)
         if components < 1:
             raise ValueError(f"components is {components}; it must be at least 1")
         self.k, self.components = k, components
@@ -83,9 +82,7 @@ class KSame(nn.Module):
         means = self._fitted()
         if image.shape[1:] != means.shape[1:]:
             raise ValueError(f"images are {tuple(image.shape[1:])}; fit has seen {tuple(means.shape[1:])}")
-        # By differences, not by a matrix product, whose rounding would depend on what else is in the batch.
-        apart = torch.cdist(image.flatten(1), means.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-        return means[apart.argmin(1)]
+        return means[distances(image, means).argmin(1)]
 
     def _fitted(self) -> Tensor:
         if not len(self.means):
@@ -98,6 +95,18 @@ def patient_means(images: Tensor, patients: Tensor) -> Tensor:
     _, place, count = patients.unique(return_inverse=True, return_counts=True)
     sums = images.new_zeros(len(count), *images.shape[1:]).index_add_(0, place, images)
     return sums / count.to(sums)[:, None, None, None]
+
+
+def distances(points: Tensor, means: Tensor) -> Tensor:
+    """Euclidean distances `(B, G)` of points `(B, ...)` from means `(G, ...)` of the same shape."""
+    # By differences, not by a matrix product, whose rounding would depend on what else is in the batch.
+    return torch.cdist(points.flatten(1), means.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def check_group_size(k: int) -> None:
+    """Refuse groups of fewer than two."""
+    if k < 2:
+        raise ValueError(f"k is {k}; it must be at least 2, or a release is one person's image")
 
 
 def principal_components(points: Tensor, components: int) -> Tensor:
