@@ -113,6 +113,32 @@ def test_a_checkpoint_of_another_budget_is_refused(tmp_path):
         train_system(Toy(), setting(batches=7), tmp_path, "toy")
 
 
+class Sharer(Toy):
+    shares = "together"
+
+
+def test_a_shared_training_is_done_once_and_concluded_by_each(tmp_path):
+    class Shifted(Sharer):
+        def conclude(self, setting):
+            self.means = torch.full((1,), -1.0)
+
+    alone = train_system(Toy(), setting(), tmp_path / "alone", "toy")
+    first = train_system(Sharer(), setting(), tmp_path / "first", "first")
+    second = train_system(Shifted(), setting(), tmp_path / "second", "second")
+    assert (first.step.seen, second.step.seen) == (6, 0)
+    for one in (first, second):
+        assert torch.equal(one.picture, alone.picture), "who trains it and who reads it have the same weights"
+    assert torch.equal(first.means, alone.means) and second.means.tolist() == [-1.0]
+    kept = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.pt")}
+    assert kept == {"alone/system.pt", "first/system.pt", "second/system.pt", "together/checkpoint.pt"}
+
+
+def test_a_shared_training_of_another_setting_is_refused(tmp_path):
+    train_system(Sharer(), setting(), tmp_path / "first", "first")
+    with pytest.raises(ValueError, match="seed"):
+        train_system(Sharer(), setting(seed=1), tmp_path / "second", "second")
+
+
 def test_a_file_of_other_networks_is_refused(tmp_path):
     torch.save({"picture": torch.zeros(2, 2), "means": torch.zeros(3)}, tmp_path / "system.pt")
     with pytest.raises(ValueError, match=r"system.pt does not fit Toy"):

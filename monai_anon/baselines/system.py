@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +104,9 @@ class System(nn.Module):
     buffers may get another shape in `conclude`. A gallery of people's latents is not in it.
     """
 
+    shares: ClassVar[str] = ""
+    """Name of a training that several systems share, which then differ in `conclude` only; empty: one of its own."""
+
     def begin(self, setting: Setting) -> Step | None:
         """The step of the training, over new networks and optimisers of the system; None: nothing is trained."""
         return None
@@ -170,6 +174,10 @@ def fit_guides(setting: Setting, folder: Path, widths: Sequence[int] = (32, 64, 
 def train_system(system: System, setting: Setting, folder: Path, title: str) -> System:
     """The system trained, concluded and in evaluation mode; goes on where a stopped training was.
 
+    Where the system `shares` a training, that one's checkpoint is kept beside `folder`, in a folder of the training's
+    name: the first system trains, the others find it finished. It may hold what no system's file does (a classifier of
+    patients), and stays where it is.
+
     Args:
         folder: gets `checkpoint.pt` while it trains, and `system.pt` at the end; is read where that is there.
     """
@@ -180,7 +188,10 @@ def train_system(system: System, setting: Setting, folder: Path, title: str) -> 
     system.to(setting.device)
     step = system.begin(setting)
     if step is not None:
-        run_step(step, setting, folder, title)
+        if system.shares:
+            run_step(step, setting, folder.parent / system.shares, system.shares)
+        else:
+            run_step(step, setting, folder, title)
         smoothed(step)
     system.eval().requires_grad_(False)
     torch.manual_seed(setting.seed)
