@@ -15,6 +15,7 @@ from monai_anon.baselines.saliency import saliency
 from monai_anon.baselines.system import Guides, IdentityGuide, Setting, System, load_system, run_step, train_system
 from monai_anon.baselines.translation import (
     WASSERSTEIN,
+    Drawn,
     another_patient,
     checked,
     distances,
@@ -29,7 +30,12 @@ from monai_anon.pairs import PairLoader
 PEOPLE, SIZE, STEPS = 9, 32, 30
 NAMES = ["pprl-vgan", "ciagan", "sgap", "pp-gan", "pp-mir", "pp-sir", "privacy-net", "prichexy-net"]
 U_NETS = ("pp-gan", "privacy-net", "prichexy-net")
-STRONGER = {"prichexy-net": {"mu": 0.3}, "pp-gan": {"margin": 1.5}}  # a few steps are to show
+SLOWER = {"privacy-net": 3}  # an opponent has to learn first
+STRONGER = {  # a few steps are to show
+    "prichexy-net": {"mu": 0.3},
+    "pp-gan": {"margin": 1.5},
+    "pprl-vgan": {"encoder_widths": (16, 32, 32), "decoder_widths": (32, 32, 16)},
+}
 OPTIMISATION = Optimisation(lr=5e-3, ema=0.5)
 
 
@@ -48,6 +54,7 @@ def guides():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+    optimizer.zero_grad()
     assert (identity.patients(identity(images)).argmax(1) == cohort.patient).float().mean() > 0.9
     assert (finding(images).argmax(1) == cohort.finding).float().mean() > 0.9
     return Guides(finding.eval().requires_grad_(False), identity.eval().requires_grad_(False))
@@ -59,8 +66,8 @@ def setting(batches=STEPS):
 
 def made(name, seed=0, **options):
     torch.manual_seed(seed)
-    options |= {} if name in U_NETS else {"decoder_widths": (16, 8)}
-    return BASELINES[name](size=SIZE, encoder_widths=(8, 16), **options)
+    widths = {"encoder_widths": (8, 16)} | ({} if name in U_NETS else {"decoder_widths": (16, 8)})
+    return BASELINES[name](size=SIZE, **(widths | options))
 
 
 @functools.cache
@@ -71,11 +78,21 @@ def trained(name, identity=True, **options):
     system.weights |= off
     where = setting()
     step, loader = system.begin(where), PairLoader(where.cohort, where.batch_size)
-    for iteration in range(STEPS if step.opponents.keys() != {"verifier"} else 3 * STEPS):  # who has to learn first
+    if name == "pprl-vgan":
+        knows_people(step, loader)
+    for iteration in range(SLOWER.get(name, 1) * STEPS):
         torch.manual_seed(iteration)
         step(loader.batch(iteration), 0.2)
     system.eval()
     return system, step
+
+
+def knows_people(step, loader):
+    """Show the discriminator real people before it is asked for them."""
+    opponent = step.opponents["discriminator"]
+    for iteration in range(80):
+        real = loader.batch(iteration)
+        opponent.updater.update(opponent.loss(real, Drawn(real["i_ori"])), 0.2)
 
 
 def batch():
@@ -162,7 +179,10 @@ def test_a_step_moves_the_generator_and_its_opponents_and_no_guide(name):
     opponents = {one: tensors(opponent.network) for one, opponent in step.opponents.items()}
     found = step(batch(), 0.2)
     assert same(kept, pair), "a guide moved"
+    assert all(part.grad is None for part in pair.parameters())
     assert not same(generator, system.generator)
+    opposing = [part for opponent in step.opponents.values() for part in opponent.network.parameters()]
+    assert all(part.grad is None for part in opposing), "the generator's terms reach its opponents"
     assert not any(same(before, step.opponents[one].network) for one, before in opponents.items())
     assert set(found) == set(system.weights) | {f"opponent/{one}" for one in opponents}
     assert all(value.ndim == 0 and not value.requires_grad and value.isfinite() for value in found.values())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
-from monai.transforms import SobelGradients
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_anon.baselines.system import Setting
@@ -30,9 +30,9 @@ WEIGHTS: Mapping[str, float] = {"identity": 1.0, "adversarial": 1.0}
 
 def edges(image: Tensor, share: float) -> Tensor:
     """The strongest edges of each image `(B, C, S, S)`: 1 at a share of its pixels, -1 elsewhere."""
-    flat = image.flatten(0, 1)  # Sobel's filter of a picture takes any number of channels
-    across, down = SobelGradients(kernel_size=3)(flat).chunk(2)
-    strength = (across.square() + down.square()).unflatten(0, image.shape[:2]).flatten(1)
+    smooth = F.avg_pool2d(image, 3, stride=1, padding=1, count_include_pad=False)
+    down, across = torch.gradient(smooth, dim=(2, 3))
+    strength = (across.square() + down.square()).flatten(1)
     least = strength.quantile(1 - share, dim=1, keepdim=True)
     return (strength > least).to(image).reshape(image.shape) * 2 - 1
 

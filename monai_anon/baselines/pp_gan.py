@@ -56,7 +56,7 @@ class PPGAN(System):
         super().__init__()
         self.sizes, self.margin = (size, channels, tuple(encoder_widths)), margin
         self.weights = checked(weights, WEIGHTS, "PP-GAN")
-        self.generator = u_net(channels, channels, encoder_widths)
+        self.generator = u_net(size, channels, channels, encoder_widths)
 
     def begin(self, setting: Setting) -> TranslationStep:
         return PPGANStep(self, setting)

@@ -45,6 +45,8 @@ class PriCheXyNet(System):
         weights: of the terms, by name; the paper adds both as they are.
     """
 
+    kernel: Tensor
+
     def __init__(
         self,
         size: int = 64,
@@ -57,9 +59,11 @@ class PriCheXyNet(System):
         super().__init__()
         if mu <= 0 or smoothing <= 0:
             raise ValueError(f"mu is {mu}, smoothing is {smoothing}; both must be above 0")
-        self.size, self.mu, self.smoothing = size, mu, smoothing
+        self.mu = mu
+        kernel = gaussian_1d(torch.tensor(smoothing), truncated=3.0, normalize=True)
+        self.register_buffer("kernel", kernel, persistent=False)
         self.weights = checked(weights, WEIGHTS, "PriCheXy-Net")
-        self.generator = u_net(channels, 2, encoder_widths)
+        self.generator = u_net(size, channels, 2, encoder_widths)
 
     def begin(self, setting: Setting) -> TranslationStep:
         return PriCheXyNetStep(self, setting)
@@ -67,8 +71,7 @@ class PriCheXyNet(System):
     def flow(self, image: Tensor) -> Tensor:
         """Displacements `(B, 2, S, S)` along x and y in halves of the side, at most `mu` long each."""
         field = torch.tanh(self.generator(image))
-        kernel = gaussian_1d(field.new_tensor(self.smoothing), truncated=3.0, normalize=True)
-        return self.mu * separable_filtering(field, [kernel, kernel], mode="reflect")
+        return self.mu * separable_filtering(field, [self.kernel, self.kernel], mode="reflect")
 
     def forward(self, image: Tensor) -> Tensor:
         still = torch.eye(2, 3, device=image.device).expand(len(image), 2, 3)

@@ -48,9 +48,9 @@ class PrivacyNet(System):
         weights: Mapping[str, float] = WEIGHTS,
     ):
         super().__init__()
-        self.size, self.channels, self.widths = size, channels, tuple(encoder_widths)
+        self.channels, self.widths = channels, tuple(encoder_widths)
         self.weights = checked(weights, WEIGHTS, "Privacy-Net")
-        self.generator = u_net(channels, channels, encoder_widths)
+        self.generator = u_net(size, channels, channels, encoder_widths)
 
     def begin(self, setting: Setting) -> TranslationStep:
         return PrivacyNetStep(self, setting)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from monai_anon import losses
 from monai_anon.baselines.system import IdentityGuide, Setting, System
 from monai_anon.cohort import Cohort
-from monai_anon.networks import Decoder, Encoder, Latents, Recogniser
+from monai_anon.networks import Decoder, Encoder, Latents, Recogniser, check_size
 from monai_anon.optimisation import Optimisation, Updater, frozen
 from monai_anon.recognition import Batch
 
@@ -84,11 +84,12 @@ class BottleneckGenerator(nn.Module):
         return Drawn(drawn, mean, log_variance)
 
 
-def u_net(channels: int, outputs: int, widths: Sequence[int]) -> nn.Module:
+def u_net(size: int, channels: int, outputs: int, widths: Sequence[int]) -> nn.Module:
     """MONAI's residual U-Net, images `(B, channels, S, S)` to maps `(B, outputs, S, S)`: what passes has no bottleneck.
 
     Its normalisation is each image's own.
     """
+    check_size(size, 2 ** (len(widths) - 1), "u_net")
     return UNet(2, channels, outputs, tuple(widths), (2,) * (len(widths) - 1), num_res_units=1)
 
 
