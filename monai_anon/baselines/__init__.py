@@ -1,5 +1,6 @@
 """What is compared with ours: anonymizers by name."""
 
+from monai_anon.baselines.ciagan import CIAGAN
 from monai_anon.baselines.cleanir import CLEANIR
 from monai_anon.baselines.deep_privacy import DeepPrivacy
 from monai_anon.baselines.deep_privacy_2 import DeepPrivacy2
@@ -10,7 +11,14 @@ from monai_anon.baselines.k_same_select import KSameSelect
 from monai_anon.baselines.montenegro_2023 import Montenegro2023
 from monai_anon.baselines.ours import Ours
 from monai_anon.baselines.paper import AverageOfAll, AveragesOf6, AveragesOf12, PlainVAE, PrivateVAE
+from monai_anon.baselines.pp_gan import PPGAN
+from monai_anon.baselines.pp_mir import PPMIR
+from monai_anon.baselines.pp_sir import PPSIR
+from monai_anon.baselines.pprl_vgan import PPRLVGAN
+from monai_anon.baselines.prichexy_net import PriCheXyNet
+from monai_anon.baselines.privacy_net import PrivacyNet
 from monai_anon.baselines.r2vae import R2VAE
+from monai_anon.baselines.sgap import SGAP
 from monai_anon.baselines.simple import Blur, Constant, Pixelation, Unchanged
 
 BASELINES = {
@@ -24,6 +32,14 @@ BASELINES = {
     "k-same-m": KSameM,
     "deep-privacy": DeepPrivacy,
     "deep-privacy-2": DeepPrivacy2,
+    "pprl-vgan": PPRLVGAN,
+    "ciagan": CIAGAN,
+    "sgap": SGAP,
+    "pp-gan": PPGAN,
+    "pp-mir": PPMIR,
+    "pp-sir": PPSIR,
+    "privacy-net": PrivacyNet,
+    "prichexy-net": PriCheXyNet,
     "r2vae": R2VAE,
     "cleanir": CLEANIR,
     "montenegro-2023": Montenegro2023,
