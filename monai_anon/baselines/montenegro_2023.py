@@ -44,7 +44,7 @@ class Montenegro2023(LatentSwap):
     Where it is not the paper's, as far as its text was known to us:
 
     - The encoder is trained towards a uniform answer of the probes (in nats), which ends where they know nothing; minus
-      their cross-entropy would not.
+      their cross-entropy would not. Probes see latents in units of their spread, so that shrinking hides nothing.
     - No discriminator of real images; all weights are ours. The VAE's KL has the weight of the later paper's code.
     - The medical latent is as long as medical and residual latent of other systems together: there is no third one.
     - The identity lies on a sphere. Light networks, images of 64 pixels, all systems' budget.
