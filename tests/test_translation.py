@@ -175,12 +175,12 @@ def test_a_step_moves_the_generator_and_its_opponents_and_no_guide(name):
     system = made(name)
     step = system.begin(setting())
     pair = nn.ModuleList([guides().finding, guides().identity])
-    kept, generator = tensors(pair), tensors(system.generator)
+    kept, moving = tensors(pair), {part: tensors(child) for part, child in step.trained.named_children()}
     opponents = {one: tensors(opponent.network) for one, opponent in step.opponents.items()}
     found = step(batch(), 0.2)
     assert same(kept, pair), "a guide moved"
     assert all(part.grad is None for part in pair.parameters())
-    assert not same(generator, system.generator)
+    assert not any(same(before, step.trained.get_submodule(part)) for part, before in moving.items())
     opposing = [part for opponent in step.opponents.values() for part in opponent.network.parameters()]
     assert all(part.grad is None for part in opposing), "the generator's terms reach its opponents"
     assert not any(same(before, step.opponents[one].network) for one, before in opponents.items())
