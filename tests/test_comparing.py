@@ -151,7 +151,7 @@ def test_a_comparison_is_what_its_file_says(tmp_path: Path) -> None:
 
 def test_tables_show_failures_bounds_and_what_the_paper_printed() -> None:
     rows = [Row("vae-privacy", "toy", metric, 0.75, 0.7, 0.8) for metric in ("static_auc", "judge_finding_auc")]
-    rows.append(Row("vae-privacy", "toy", "bound", None, note="5 bits"))
+    rows.append(Row("vae-privacy", "toy", "proved", None, note="5 bits"))
     outcomes = [tables.Outcome("vae-privacy", rows), tables.Outcome("k-same", failed="ValueError: k")]
     first = tables.table_1(outcomes, {"vae-privacy": 12.4}).set_index("system")
     assert first.loc["vae-privacy", "P1 static"] == "0.750 (0.700-0.800)"

@@ -204,3 +204,13 @@ def test_a_file_has_all_that_a_release_needs_and_nothing_of_the_identity_guide(n
     image = torch.rand(2, 1, SIZE, SIZE) * 2 - 1
     released = [subject_of(name, module).anonymise(image, seeded()) for module in (system, again)]
     assert torch.equal(*released)
+
+
+# ---- what is proved ----
+
+
+def test_what_is_proved_is_said_and_nothing_else_is() -> None:
+    said = {name: getattr(concluded(name), "proved", "") for name in SYSTEMS}
+    assert {name for name, bound in said.items() if bound} == {"k-same-select", "k-same-m", "ours"}
+    assert all(bound.endswith(" bits an image") for bound in said.values() if bound)
+    assert BASELINES["dp-pix"]().proved == "epsilon 1 between images that differ in 16 pixels"

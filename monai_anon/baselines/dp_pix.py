@@ -47,6 +47,11 @@ class DPPix(nn.Module):
         """The noise's scale, in units of [0, 1]: sensitivity of all cells' means over epsilon."""
         return channels * self.pixels / (self.cell**2 * self.epsilon)
 
+    @property
+    def proved(self) -> str:
+        """What is proved of a release."""
+        return f"epsilon {self.epsilon:g} between images that differ in {self.pixels} pixels"
+
     def epsilon_between(self, pixels: int) -> float:
         """The epsilon, in nats, of one release between images that differ in so many pixels (group privacy)."""
         return self.epsilon * pixels / self.pixels

@@ -120,6 +120,11 @@ class KSameM(System):
         """The most that the release of an image says of it: log2 of the number of groups."""
         return math.log2(len(self._fitted()))
 
+    @property
+    def proved(self) -> str:
+        """What is proved of a release of somebody outside the gallery."""
+        return f"{self.bits:.1f} bits an image"
+
     def forward(self, image: Tensor) -> Tensor:
         """For each of the images `(B, C, S, S)` the image of the nearest group's mean latent.
 

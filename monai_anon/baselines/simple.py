@@ -22,6 +22,7 @@ class Constant(nn.Module):
         if not -1 <= value <= 1:
             raise ValueError(f"value is {value}; it must lie in [-1, 1]")
         self.value = value
+        self.proved = "0 bits an image"
 
     def forward(self, image: Tensor) -> Tensor:
         """Images `(B, C, H, W)` of one value."""

@@ -61,7 +61,7 @@ class Bench:
         plan = [(subject, attack, ATTACKS[attack]) for attack in CHOSEN_ATTACKS]
         plan += [(subject, what, CONTENT[what]) for what in CONTENTS]
         rows = [*self.scene.quality_rows(), *self.measuring.run(plan)]
-        bound = Row(name, self.scene.test.name, "bound", None, note=str(getattr(module, "bound", "") or ""))
+        bound = Row(name, self.scene.test.name, "proved", None, note=str(getattr(module, "proved", "")))
         self.sample(subject, folder)
         (folder / FAILED).unlink(missing_ok=True)
         write_rows([*rows, bound], folder / ROWS)

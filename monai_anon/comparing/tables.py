@@ -63,7 +63,7 @@ class Outcome:
     @property
     def bound(self) -> str:
         """What is proved of it; a dash where nothing is."""
-        found = self.row("bound")
+        found = self.row("proved")
         return (found.note if found else "") or "-"
 
 
