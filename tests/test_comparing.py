@@ -78,14 +78,23 @@ def test_the_same_command_goes_on_and_measures_what_is_left(run, bundle: Path) -
     folder, words, _ = run
     before = (folder / "systems" / "none" / "rows.jsonl").stat().st_mtime_ns
     overlay = bundle / "configs" / "systems" / "blur.json"
-    broken = overlay.read_text()
-    overlay.write_text(broken.replace("-1", "0.1"))
+    overlay.write_text(overlay.read_text().replace("-1", "0.1"))
     again = call("compare", *words)
-    overlay.write_text(broken)
     assert again.exit_code == 0, again.output
     assert "3 systems, 2 measured before" in again.output
     assert (folder / "systems" / "none" / "rows.jsonl").stat().st_mtime_ns == before
     assert "blur" in {row.method for row in read_rows(folder / "rows.jsonl")}
+
+
+def test_numbers_that_were_changed_since_are_refused_and_nothing_stale_is_shown(run, bundle: Path) -> None:
+    folder, words, _ = run
+    overlay = bundle / "configs" / "systems" / "pixelation.json"
+    overlay.write_text(json.dumps({"system": {"_target_": "monai_anon.baselines.Pixelation", "cells": 4}}))
+    before = (folder / "comparison.md").read_text()
+    changed = call("compare", *words)
+    overlay.unlink()
+    assert changed.exit_code == 2 and "is of `pixelation` with other numbers" in changed.stderr
+    assert (folder / "comparison.md").read_text() == before
 
 
 def test_a_folder_of_another_comparison_or_of_something_else_is_refused(run, tmp_path: Path) -> None:
@@ -120,8 +129,11 @@ def test_systems_of_one_training_are_one_group_and_the_untrained_come_first(monk
 
 
 def test_an_overlay_makes_the_system_of_its_name(bundle: Path) -> None:
-    with pytest.raises(ValueError, match="sigma is -1"):
-        systems.made(bundle, "blur", {})
+    alone = bundle / "configs" / "systems" / "k-same.json"
+    alone.write_text(json.dumps({"system": {"_target_": "monai_anon.baselines.KSame", "k": 1}}))
+    with pytest.raises(ValueError, match="k is 1; it must be at least 2"):
+        systems.made(bundle, "k-same", {})
+    alone.unlink()
     assert isinstance(systems.made(bundle, "pixelation", {}), BASELINES["pixelation"])
     (bundle / "configs" / "systems" / "constant.json").write_text(
         json.dumps({"system": {"_target_": "monai_anon.baselines.Pixelation"}})

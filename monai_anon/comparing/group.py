@@ -15,7 +15,7 @@ import torch
 
 from monai_anon.comparing.job import ATTACKS as CHOSEN_ATTACKS
 from monai_anon.comparing.job import CONTENTS, read_comparison
-from monai_anon.comparing.systems import Budget, Trainings, config, made
+from monai_anon.comparing.systems import ROWS, Budget, Trainings, config, made
 from monai_anon.evaluation.attacks import ATTACKS
 from monai_anon.evaluation.contents import CONTENT
 from monai_anon.evaluation.evaluation import Evaluation
@@ -28,7 +28,7 @@ from monai_anon.evaluation.tables import Row, write_rows
 from monai_anon.handlers import save_weights
 from monai_anon.whole_files import write_text
 
-ROWS, FAILED, SAMPLE = "rows.jsonl", "failed.txt", "sample.pt"
+FAILED, SAMPLE = "failed.txt", "sample.pt"
 PEOPLE = 5
 logger = logging.getLogger("monai_anon")
 

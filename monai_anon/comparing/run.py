@@ -14,9 +14,9 @@ from pathlib import Path
 import torch
 
 from monai_anon.comparing import tables
-from monai_anon.comparing.group import FAILED, ROWS, SAMPLE, Bench
+from monai_anon.comparing.group import FAILED, SAMPLE, Bench
 from monai_anon.comparing.job import Comparison
-from monai_anon.comparing.systems import groups, is_trained
+from monai_anon.comparing.systems import ROWS, groups, is_trained, require_same
 from monai_anon.evaluation.figures import Column, draw_columns
 from monai_anon.evaluation.record import machine, revision, typed_command
 from monai_anon.evaluation.subjects import release
@@ -37,10 +37,13 @@ def compare(comparison: Comparison, names: Sequence[str], run: Path, jobs: int =
         0, or 1 where a system failed; the others are reported all the same.
 
     Raises:
-        FileExistsError: the folder holds another comparison.
+        FileExistsError: the folder holds another comparison, or a system made with other numbers.
         ValueError: the bundle has no `compare.json`.
     """
     comparison.claim(run)
+    entries = comparison.entries()
+    for name in names:
+        require_same(run, Path(comparison.bundle), name, entries)
     left = [name for name in names if not (run / "systems" / name / ROWS).is_file()]
     say(f"{len(names)} systems, {len(names) - len(left)} measured before")
     bench = Bench(run)

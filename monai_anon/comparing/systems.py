@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,13 @@ from monai_anon.evaluation.subjects import Subject, subject_of
 from monai_anon.optimisation import Optimisation
 from monai_anon.preconditions import unwrapped
 from monai_anon.readers import to_model_range
+from monai_anon.whole_files import write_text
 
 if TYPE_CHECKING:
     from monai_anon.cohort import Cohort
 
 COMPARE, OVERLAYS = "compare.json", "systems"
+ROWS, MADE = "rows.jsonl", "made.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +84,23 @@ def made(bundle: Path, name: str, entries: Mapping[str, Any]) -> nn.Module:
         )
     assert isinstance(system, nn.Module)
     return system
+
+
+def require_same(run: Path, bundle: Path, name: str, entries: Mapping[str, Any]) -> None:
+    """Write down what a system is made with, before anything is trained or measured of it.
+
+    Raises:
+        FileExistsError: the folder has it trained or measured with other numbers.
+    """
+    path = run / "systems" / name / MADE
+    content = json.dumps(config(bundle, name, entries), indent=1, sort_keys=True) + "\n"
+    used = [place for place in (path.parent / ROWS, run / "trainings" / training_of(name)) if place.exists()]
+    if path.is_file() and path.read_text(encoding="utf-8") != content and used:
+        raise FileExistsError(
+            f"{used[0]} is of `{name}` with other numbers than {bundle / 'configs'} has now (it had those of {path}); "
+            f"give another --output, or remove {' and '.join(str(place) for place in used)}"
+        )
+    write_text(path, content)
 
 
 def training_of(name: str) -> str:
