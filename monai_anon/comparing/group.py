@@ -39,7 +39,7 @@ class Bench:
     def __init__(self, run: Path) -> None:
         self.run, self.comparison = run, read_comparison(run)
         self.evaluation: Evaluation = self.comparison.evaluation()
-        self.scene: Scene = self.evaluation.scene()
+        self.scene: Scene = self.evaluation.scene(self.comparison.releases)
         self.measuring = Measuring(run / "measured", self.scene, self.evaluation.settings, revision())
         bundle, own = Path(self.comparison.bundle), self.comparison
         self.entries = own.entries()

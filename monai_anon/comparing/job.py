@@ -25,6 +25,7 @@ class Comparison:
         judges_dir: where judges and decoded images are kept; "" for the bundle's.
         budget: batches that every system is trained for.
         attack_budget: batches that every attacker is trained for, and all else that learns to measure.
+        releases: of each image, by systems that draw anew each time; attackers learn from all and figures are means.
     """
 
     bundle: str
@@ -35,6 +36,7 @@ class Comparison:
     attack_budget: int = 50
     bootstrap: int = 300
     seed: int = 0
+    releases: int = 2
 
     def evaluation(self) -> Evaluation:
         """The bundle's evaluation with these settings; its own model is not looked at."""

@@ -51,10 +51,15 @@ def compare(
         for group in groups(names):
             typer.echo(f"  {', '.join(group)}")
         return
-    given = {"manifest": str(manifest or ""), "judges_dir": str(judges_dir or "")}
     comparison = Comparison(
-        str(bundle), **given, budget=budget, batch_size=batch_size, attack_budget=attack_budget, bootstrap=bootstrap,
+        str(bundle),
+        manifest=str(manifest or ""),
+        judges_dir=str(judges_dir or ""),
+        budget=budget,
+        batch_size=batch_size,
+        attack_budget=attack_budget,
+        bootstrap=bootstrap,
         seed=seed,
-    )  # fmt: skip
+    )
     if code := run(comparison, names, output, jobs, typer.echo):
         raise typer.Exit(code)

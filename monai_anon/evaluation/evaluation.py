@@ -30,7 +30,7 @@ from monai_anon.evaluation.measuring import Measuring, cohort_digest
 from monai_anon.evaluation.policy_sheet import draw_policies
 from monai_anon.evaluation.protocol import IdentitySource, Settings, evaluate_anonymization, evaluate_disentanglement
 from monai_anon.evaluation.record import is_generated, revision, run_record, typed_command
-from monai_anon.evaluation.scene import Measure, Scene
+from monai_anon.evaluation.scene import RELEASES, Measure, Scene
 from monai_anon.evaluation.subjects import Subject, load_subject, subject_of, trained_subject
 from monai_anon.evaluation.tables import JUDGES, Row, report, stamp, write_tables
 from monai_anon.identities import AveragedIdentities, Gallery, IdentityPairs, SampledIdentities, build_gallery
@@ -115,8 +115,8 @@ class Evaluation:
             return load_subject(self.anonymizer, self.channels, self.size, self.device, training)
         return trained_subject(method_name(self.model.channel), self.model, self.model_file, self.device)
 
-    def scene(self) -> Scene:
-        """Data, judges and budget, the same for every subject."""
+    def scene(self, turns: int = RELEASES) -> Scene:
+        """Data, judges and budget, the same for every subject; `turns` is how often each image is released."""
         scene = Scene(
             self.cohort("training"),
             self.cohort("validation") if self.manifest.parts.get("validation") else None,
@@ -128,6 +128,7 @@ class Evaluation:
             n_bootstrap=self.settings.n_bootstrap,
             device=self.device,
             closed_set=self.manifest.closed_set,
+            turns=turns,
         )
         parts = {name: scene.part(name) for name in ("training", "validation", "test")}
         scene.factors = factor_tables(self.manifest.path.parent, parts)

@@ -91,7 +91,7 @@ def scene_key(scene: Scene) -> str:
     networks = [digest(network) for network in (scene.judges.verifier, scene.judges.medical)]
     means = dataclasses.asdict(scene.schedule), scene.steps, scene.seed, scene.n_bootstrap
     factors = {name: table.to_csv() for name, table in (scene.factors or {}).items()}
-    known = [cohort_digest(scene), scene.closed_set]
+    known = [cohort_digest(scene), scene.closed_set, scene.turns]
     return _digest([__version__, code_digest(), *known, networks, means, scene.test.name, factors])
 
 

@@ -50,6 +50,7 @@ class Scene:
         seed: of releases, attackers and draws.
         n_bootstrap: draws of patients behind every interval.
         progress: show bars.
+        turns: releases of each image by a subject that draws anew each time.
         closed_set: people are the same in all parts, by their entries' names; judges and attackers then know the test
             people by other images.
     """
@@ -68,13 +69,14 @@ class Scene:
         device: str | torch.device = "cpu",
         progress: bool = True,
         closed_set: bool = False,
+        turns: int = RELEASES,
     ) -> None:
         self.training, self.validation, self.test, self.judges = training, validation, test, judges
         self.schedule = dataclasses.replace(
             schedule, verifier_steps=steps, medical_steps=min(steps, schedule.medical_steps)
         )
         self.steps, self.seed, self.n_bootstrap = steps, seed, n_bootstrap
-        self.device, self.progress = torch.device(device), progress
+        self.device, self.progress, self.turns = torch.device(device), progress, turns
         self.patients, self.closed_set = test.patient.numpy(), closed_set
         self.known = codes_among(training, test) if closed_set else np.full(len(test), OUTSIDE, dtype=np.int64)
         """The training part's codes (N,) of the test images' people; `OUTSIDE` for who is not in training."""
@@ -116,11 +118,11 @@ class Scene:
         return text if self.progress else None
 
     def releases(self, subject: Subject, part: str) -> list[Released]:
-        """`RELEASES` releases of a part; one alone of a subject whose releases are the same pixels.
+        """`turns` releases of a part; one alone of a subject whose releases are the same pixels.
 
         One release is one draw of synthetic identities: the AUC of an attack moves by .03 from one to the next.
         """
-        turns = 1 if self.repeats(subject) else RELEASES
+        turns = 1 if self.repeats(subject) else self.turns
         return [self.released(subject, part, turn) for turn in range(turns)]
 
     def repeats(self, subject: Subject) -> bool:
