@@ -79,6 +79,8 @@ def _measure(run: Path, parts: Sequence[Sequence[str]], jobs: int, say: Say) -> 
     def one(place: tuple[int, Sequence[str]]) -> None:
         number, names = place
         say(f"[{number}/{total}] {', '.join(names)}: started")
+        for name in names:  # why it failed before is not why it fails now
+            (run / "systems" / name / FAILED).unlink(missing_ok=True)
         log = run / "logs" / f"{names[0]}.txt"
         log.parent.mkdir(exist_ok=True)
         with log.open("a", encoding="utf-8") as stream:
