@@ -21,6 +21,7 @@ from monai_anon.comparing.systems import Budget, Trainings
 from monai_anon.evaluation.tables import JUDGES, Row, read_rows
 
 SIZE = 32
+NUMBERS = {"guide_widths": [8, 8], "optimisation": {"lr": 0.02}, "optimisation_of_games": {"lr": 0.01}}
 
 
 def call(*words: object):
@@ -145,13 +146,15 @@ def test_an_overlay_makes_the_system_of_its_name(bundle: Path) -> None:
 
 
 def test_every_trained_system_sees_as_many_images(tmp_path: Path) -> None:
-    trainings = Trainings(tiny_cohort(), Budget(3, 4), tmp_path, (8, 8))
+    trainings = Trainings(tiny_cohort(), Budget(3, 4), tmp_path, NUMBERS)
     subject = trainings.subject("toy", Toy())
     assert subject.images_seen == 12 and subject.name == "toy"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["guides", "toy"]
     again = trainings.subject("toy", toy := Toy())
     assert toy.step is None and again.weights == subject.weights
     assert trainings.subject("none", BASELINES["none"]()).images_seen == 0
+    setting = trainings.setting(None)
+    assert (setting.optimisation.lr, setting.optimisation_of_games.lr) == (0.02, 0.01)
 
 
 def test_a_comparison_is_what_its_file_says(tmp_path: Path) -> None:

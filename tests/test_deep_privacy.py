@@ -10,7 +10,8 @@ from torch import nn
 
 from monai_anon.baselines.deep_privacy import DeepPrivacy
 from monai_anon.baselines.deep_privacy_2 import DeepPrivacy2
-from monai_anon.baselines.inpainting import Inpainter, Window, gradient_norms
+from monai_anon.baselines.games import gradient_norms
+from monai_anon.baselines.inpainting import Inpainter, Window
 from monai_anon.baselines.system import Guides, IdentityGuide, Setting
 from monai_anon.cohort import Cohort
 from monai_anon.optimisation import Optimisation

@@ -1,5 +1,8 @@
 """How compared systems are trained, stopped, gone on with and kept."""
 
+import copy
+import dataclasses
+
 import pytest
 import torch
 from tiny import SIZE, tiny_cohort, tiny_recogniser
@@ -16,6 +19,8 @@ from monai_anon.baselines.system import (
     run_step,
     train_system,
 )
+from monai_anon.comparing.systems import made
+from monai_anon.networks import Recogniser
 from monai_anon.optimisation import Optimisation, Updater
 from monai_anon.pairs import PairLoader
 
@@ -154,3 +159,20 @@ def test_guides_are_fitted_frozen_and_read_again(tmp_path):
     assert torch.equal(first.finding(images), again.finding(images))
     assert first.identity.patients(first.identity(images)).shape == (2, 10)
     assert torch.allclose(first.identity(images).norm(dim=1), torch.ones(2), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "game"),
+    [("pp-gan", True), ("deep-privacy", True), ("vae", True), ("k-same-m", False), ("cleanir", False)],
+)
+def test_what_plays_against_a_critic_learns_by_the_numbers_for_games(name, game, root):
+    thin = {"image_size": SIZE, "latent_sizes": [4, 2, 2], "encoder_widths": [8, 8], "decoder_widths": [8, 8]}
+    torch.manual_seed(0)
+    system = made(root / "bundles" / "chest", name, thin | {"guide_widths": [8, 8]})
+    guides = Guides(Recogniser(1, 2, (8, 8)), IdentityGuide(1, 10, (8, 8)))
+    given = dataclasses.replace(setting(), guides=guides, game=Optimisation(lr=0.0))
+    step = system.begin(given)
+    before = copy.deepcopy(system.state_dict())
+    step(PairLoader(given.cohort, 4, 0).batch(0), 0.5)
+    still = all(torch.equal(before[key], tensor) for key, tensor in system.state_dict().items())
+    assert still == game

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_anon.baselines.games import LEAST_SQUARES
 from monai_anon.baselines.system import Setting
 from monai_anon.baselines.translation import (
-    LEAST_SQUARES,
     BottleneckGenerator,
     Drawn,
     Opponent,

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from monai_anon.baselines.inpainting import Inpainter, InpaintingNet, InpaintingStep, Window, gradient_norms
+from monai_anon.baselines.games import WASSERSTEIN, gradient_penalty
+from monai_anon.baselines.inpainting import Inpainter, InpaintingNet, InpaintingStep, Window
 from monai_anon.baselines.system import Setting
 from monai_anon.networks import Recogniser
 
@@ -17,15 +18,12 @@ class DeepPrivacyStep(InpaintingStep):
 
     def critic_terms(self, real: Tensor, filled: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """The critic's means of filled less real images; squared distance of its slope between them from 1."""
-        share = torch.rand(len(real), 1, 1, 1, device=real.device)
-        between = (share * real + (1 - share) * filled).requires_grad_(True)
-        seen = torch.cat([torch.cat([real, filled, between]), mask.repeat(3, 1, 1, 1)], dim=1)
-        of_real, of_filled, of_between = self.critic(seen).chunk(3)
-        slope = (gradient_norms(of_between, between) + 1e-8).sqrt()
-        return {"critic": of_filled.mean() - of_real.mean(), "penalty": (slope - 1).square().mean()}
+        seen = torch.cat([torch.cat([real, filled]), mask.repeat(2, 1, 1, 1)], dim=1)
+        penalty = gradient_penalty(lambda images: self.critic(torch.cat([images, mask], dim=1)), real, filled)
+        return {"critic": WASSERSTEIN.critic(*self.critic(seen).chunk(2)), "penalty": penalty}
 
     def adversarial_loss(self, logit: Tensor) -> Tensor:
-        return -logit.mean()
+        return WASSERSTEIN.generator(logit)
 
 
 class DeepPrivacy(Inpainter):

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_anon import losses
-from monai_anon.baselines.inpainting import Inpainter, InpaintingNet, InpaintingStep, Window, gradient_norms
+from monai_anon.baselines.games import gradient_norms
+from monai_anon.baselines.inpainting import Inpainter, InpaintingNet, InpaintingStep, Window
 from monai_anon.baselines.system import Setting
 from monai_anon.networks import Recogniser
 

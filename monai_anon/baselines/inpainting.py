@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_anon import losses
+from monai_anon.baselines.saliency import evidence_of_predicted
 from monai_anon.baselines.system import Setting, System
 from monai_anon.networks import Discriminator, PreActivationBlock, Recogniser, check_size, normalisation
 from monai_anon.optimisation import Updater, frozen
@@ -42,10 +43,7 @@ class Window(nn.Module):
     @torch.no_grad()
     def forward(self, image: Tensor) -> Tensor:
         """Masks `(B, 1, S, S)` of images `(B, C, S, S)`: 1 where the image stays visible, else 0."""
-        features = self.finding.features(image)
-        predicted = self.finding.classify(features).argmax(1)
-        maps = self.finding.evidence(features)
-        evidence = maps.gather(1, predicted[:, None, None, None].expand(-1, 1, *maps.shape[2:]))
+        evidence = evidence_of_predicted(self.finding, self.finding.features(image))
         evidence = F.interpolate(evidence, size=image.shape[-2:], mode="bilinear", align_corners=False).flatten(1)
         most = evidence.topk(max(1, round(self.kept * evidence.shape[1])), dim=1).indices
         mask = torch.zeros_like(evidence).scatter_(1, most, 1.0).reshape(-1, 1, *image.shape[-2:])
@@ -104,8 +102,8 @@ class InpaintingStep:
     def __init__(self, system: Inpainter, setting: Setting):
         self.system = system
         self.critic = Discriminator(system.size, system.channels + 1, system.widths).to(setting.device)
-        self.updater = Updater([system.generator], setting.optimisation, averaged=system.generator)
-        self.critic_updater = Updater([self.critic], setting.optimisation)
+        self.updater = Updater([system.generator], setting.optimisation_of_games, averaged=system.generator)
+        self.critic_updater = Updater([self.critic], setting.optimisation_of_games)
 
     def critic_terms(self, real: Tensor, filled: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """What the critic makes small; `filled` has no gradient."""
@@ -188,9 +186,3 @@ class Inpainter(System):
 
     def forward(self, image: Tensor) -> Tensor:
         return self.fill(image, self.window(image))
-
-
-def gradient_norms(logits: Tensor, images: Tensor) -> Tensor:
-    """Squared norms `(B,)` of the gradients of logits `(B,)` by the images `(B, C, S, S)` that they are of."""
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().sum((1, 2, 3))

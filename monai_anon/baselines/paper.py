@@ -80,7 +80,8 @@ class PaperAutoencoder(LatentSwap):
             self.disentangler.identity_classifier, objective = classifier, ClassifiedIdentity(classifier)
         wanted = self.recipe.weights.get("adversarial", 0) > 0
         critic = Discriminator(self.size, self.channels, self.widths) if wanted else None
-        return DisentanglementStep(self.disentangler, self.recipe, setting.optimisation, objective, critic)
+        optimisation = setting.optimisation_of_games if wanted else setting.optimisation
+        return DisentanglementStep(self.disentangler, self.recipe, optimisation, objective, critic)
 
     def conclude(self, setting: Setting) -> None:
         classifier, self.disentangler.identity_classifier = self.disentangler.identity_classifier, None

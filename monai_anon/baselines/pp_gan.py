@@ -8,17 +8,9 @@ import torch
 from torch import Tensor
 
 from monai_anon import losses
+from monai_anon.baselines.games import LOGISTIC
 from monai_anon.baselines.system import Setting, System
-from monai_anon.baselines.translation import (
-    LOGISTIC,
-    Drawn,
-    Opponent,
-    TranslationStep,
-    checked,
-    distances,
-    repulsion,
-    u_net,
-)
+from monai_anon.baselines.translation import Drawn, Opponent, TranslationStep, checked, distances, repulsion, u_net
 from monai_anon.networks import Discriminator
 from monai_anon.recognition import Batch
 

@@ -9,16 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_anon import losses
+from monai_anon.baselines.games import WASSERSTEIN
 from monai_anon.baselines.saliency import saliency
 from monai_anon.baselines.system import Setting, System
-from monai_anon.baselines.translation import (
-    WASSERSTEIN,
-    BottleneckGenerator,
-    Drawn,
-    Opponent,
-    TranslationStep,
-    checked,
-)
+from monai_anon.baselines.translation import BottleneckGenerator, Drawn, Opponent, TranslationStep, checked
 from monai_anon.networks import Discriminator, Recogniser
 from monai_anon.recognition import Batch
 

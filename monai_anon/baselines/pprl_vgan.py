@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from monai_anon import losses
+from monai_anon.baselines.games import LOGISTIC
 from monai_anon.baselines.system import Setting
 from monai_anon.baselines.translation import (
-    LOGISTIC,
     BottleneckGenerator,
     Drawn,
     Opponent,

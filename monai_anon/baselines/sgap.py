@@ -8,16 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_anon.baselines.games import LOGISTIC
 from monai_anon.baselines.system import Setting, System
-from monai_anon.baselines.translation import (
-    LOGISTIC,
-    BottleneckGenerator,
-    Drawn,
-    Opponent,
-    TranslationStep,
-    checked,
-    repulsion,
-)
+from monai_anon.baselines.translation import BottleneckGenerator, Drawn, Opponent, TranslationStep, checked, repulsion
 from monai_anon.networks import Discriminator, Recogniser
 from monai_anon.recognition import Batch
 

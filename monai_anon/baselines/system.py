@@ -79,9 +79,10 @@ class Setting:
     Args:
         cohort: the training part; no other is seen.
         guides: frozen networks on `device`.
-        optimisation: of all networks of all systems.
+        optimisation: of all networks that play against none.
         batches: the budget.
         batch_size: anchors of a batch (I_ori); with I_tar and I_same it holds three times as many images.
+        game: of all networks that play against one another, such as generator and critic; None: as the others.
     """
 
     cohort: Cohort
@@ -91,6 +92,11 @@ class Setting:
     batch_size: int = 16
     seed: int = 0
     device: torch.device | str = "cpu"
+    game: Optimisation | None = None
+
+    @property
+    def optimisation_of_games(self) -> Optimisation:
+        return self.optimisation if self.game is None else self.game
 
 
 class System(nn.Module):

@@ -1,4 +1,4 @@
-"""What adversarial image-to-image systems share: two generators, two games with a critic, one step.
+"""What adversarial image-to-image systems share: two generators, means of identity, one step.
 
 A system's own file has its terms: what pushes the person away, and what holds the finding and the looks.
 """
@@ -93,52 +93,6 @@ def u_net(size: int, channels: int, outputs: int, widths: Sequence[int]) -> nn.M
     return UNet(2, channels, outputs, tuple(widths), (2,) * (len(widths) - 1), num_res_units=1)
 
 
-# ---- games with a critic ----
-
-
-@dataclasses.dataclass(frozen=True)
-class Game:
-    """What a critic's logits `(B,)` mean to either side.
-
-    Args:
-        critic: logits of real and of generated images to the critic's loss.
-        generator: logits of generated images to the generator's loss.
-        penalty: weight of (|gradient| - 1)^2 of the critic between real and generated images (Gulrajani et al. 2017).
-    """
-
-    critic: Callable[[Tensor, Tensor], Tensor]
-    generator: Callable[[Tensor], Tensor]
-    penalty: float = 0.0
-
-    def critic_loss(self, critic: nn.Module, real: Tensor, generated: Tensor) -> Tensor:
-        """The critic's side over images `(B, C, S, S)`, as many real as generated."""
-        loss = self.critic(*critic(torch.cat([real, generated])).chunk(2))
-        return loss + self.penalty * gradient_penalty(critic, real, generated) if self.penalty else loss
-
-
-def gradient_penalty(critic: nn.Module, real: Tensor, generated: Tensor) -> Tensor:
-    """Mean of (|gradient of the critic| - 1)^2 at a random place between each real and generated image."""
-    share = torch.rand(len(real), 1, 1, 1, device=real.device)
-    between = torch.lerp(real, generated.detach(), share).requires_grad_(True)
-    (gradient,) = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
-    return (gradient.flatten(1).square().sum(1).clamp_min(1e-12).sqrt() - 1).square().mean()
-
-
-LOGISTIC = Game(losses.discriminator_loss, losses.adversarial_loss)
-"""Goodfellow et al. 2014."""
-
-LEAST_SQUARES = Game(
-    lambda real, generated: 0.5 * ((real - 1).square().mean() + generated.square().mean()),
-    lambda generated: 0.5 * (generated - 1).square().mean(),
-)
-"""LSGAN, Mao et al. 2017: real is 1, generated is 0."""
-
-WASSERSTEIN = Game(
-    lambda real, generated: generated.mean() - real.mean(), lambda generated: -generated.mean(), penalty=10.0
-)
-"""WGAN-GP, Gulrajani et al. 2017, with their penalty."""
-
-
 # ---- identity ----
 
 
@@ -206,7 +160,7 @@ class Opponent:
 
     def __init__(self, network: nn.Module, loss: Callable[[Batch, Drawn], Tensor], setting: Setting):
         self.network, self.loss = network.to(setting.device), loss
-        self.updater = Updater([network], by_adam(setting.optimisation))
+        self.updater = Updater([network], by_adam(setting.optimisation_of_games))
 
 
 def by_adam(optimisation: Optimisation) -> Optimisation:
@@ -227,7 +181,7 @@ class TranslationStep:
 
     def __init__(self, trained: nn.Module, weights: Mapping[str, float], setting: Setting):
         self.trained, self.weights, self.guides = trained.to(setting.device), weights, setting.guides
-        self.updater = Updater([trained], setting.optimisation, averaged=trained)
+        self.updater = Updater([trained], setting.optimisation_of_games, averaged=trained)
         self.opponents = self.make_opponents(setting)
 
     def make_opponents(self, setting: Setting) -> dict[str, Opponent]:

@@ -7,6 +7,7 @@ A system that fails leaves `failed.txt` and does not lose the next; exit code 1 
 
 from __future__ import annotations
 
+import functools
 import logging
 import sys
 from pathlib import Path
@@ -17,6 +18,8 @@ from monai_anon.comparing.job import ATTACKS as CHOSEN_ATTACKS
 from monai_anon.comparing.job import CONTENTS, read_comparison
 from monai_anon.comparing.systems import ROWS, Budget, Trainings, config, made
 from monai_anon.evaluation.attacks import ATTACKS
+from monai_anon.evaluation.attacks.adaptive import adaptive
+from monai_anon.evaluation.attacks.towers import Pairing
 from monai_anon.evaluation.contents import CONTENT
 from monai_anon.evaluation.evaluation import Evaluation
 from monai_anon.evaluation.figures import choose_people
@@ -30,6 +33,8 @@ from monai_anon.whole_files import write_text
 
 FAILED, SAMPLE = "failed.txt", "sample.pt"
 PEOPLE = 5
+PAIRINGS: tuple[Pairing, ...] = ("released-real", "released-released")
+"""Two of P2's four attackers: each is trained once for every system."""
 logger = logging.getLogger("monai_anon")
 
 
@@ -43,10 +48,10 @@ class Bench:
         self.measuring = Measuring(run / "measured", self.scene, self.evaluation.settings, revision())
         bundle, own = Path(self.comparison.bundle), self.comparison
         self.entries = own.entries()
-        widths = config(bundle, "", self.entries)["guide_widths"]
+        numbers = config(bundle, "", self.entries)
         budget = Budget(own.budget, own.batch_size, own.seed)
         self.trainings = Trainings(
-            self.scene.training, budget, run / "trainings", widths, device=self.evaluation.device
+            self.scene.training, budget, run / "trainings", numbers, device=self.evaluation.device
         )
 
     def subject(self, name: str) -> Subject:
@@ -58,7 +63,8 @@ class Bench:
         folder = self.run / "systems" / name
         module = made(Path(self.comparison.bundle), name, self.entries)
         subject = self.trainings.subject(name, module)
-        plan = [(subject, attack, ATTACKS[attack]) for attack in CHOSEN_ATTACKS]
+        attacks = ATTACKS | {"adaptive": functools.partial(adaptive, pairings=PAIRINGS)}
+        plan = [(subject, attack, attacks[attack]) for attack in CHOSEN_ATTACKS]
         plan += [(subject, what, CONTENT[what]) for what in CONTENTS]
         rows = [*self.scene.quality_rows(), *self.measuring.run(plan)]
         bound = Row(name, self.scene.test.name, "proved", None, note=str(getattr(module, "proved", "")))

@@ -31,9 +31,9 @@ class Comparison:
     bundle: str
     manifest: str = ""
     judges_dir: str = ""
-    budget: int = 150
-    batch_size: int = 16
-    attack_budget: int = 50
+    budget: int = 600
+    batch_size: int = 8
+    attack_budget: int = 100
     bootstrap: int = 300
     seed: int = 0
     releases: int = 2

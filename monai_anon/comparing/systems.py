@@ -126,7 +126,8 @@ class Trainings:
 
     Args:
         folder: gets `guides/` and a folder a training.
-        guide_widths: of the networks that systems learn from.
+        numbers: a bundle's `compare.json`: `guide_widths` of the networks that systems learn from; `optimisation` of
+            networks that play against none, `optimisation_of_games` of those that do.
     """
 
     def __init__(
@@ -134,19 +135,27 @@ class Trainings:
         cohort: Cohort,
         budget: Budget,
         folder: Path,
-        guide_widths: Sequence[int],
+        numbers: Mapping[str, Any],
         device: torch.device | str = "cpu",
     ) -> None:
         self.cohort, self.budget, self.folder = cohort, budget, folder
-        self.widths, self.device = tuple(guide_widths), device
+        self.widths, self.device = tuple(numbers["guide_widths"]), device
+        self.optimisation = Optimisation(**numbers["optimisation"])
+        self.game = Optimisation(**numbers["optimisation_of_games"])
         self._guides: Guides | None = None
 
     def setting(self, guides: Guides | None) -> Setting:
-        optimisation = Optimisation(lr=2e-3, ema=0.97)
         given: Any = guides  # none of them is looked at while they are fitted
         budget = self.budget
         return Setting(
-            self.cohort, given, optimisation, budget.batches, budget.batch_size, budget.seed, device=self.device
+            self.cohort,
+            given,
+            self.optimisation,
+            budget.batches,
+            budget.batch_size,
+            budget.seed,
+            device=self.device,
+            game=self.game,
         )
 
     @property

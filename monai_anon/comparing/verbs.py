@@ -18,13 +18,13 @@ def compare(
         Optional[list[str]],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
         typer.Option(metavar="NAME[,NAME...]", help="These alone, such as none,k-same,pp-sir.  [default: all]"),
     ] = None,
-    budget: Annotated[int, typer.Option(min=1, help="Batches that every system is trained for.")] = 150,
+    budget: Annotated[int, typer.Option(min=1, help="Batches that every system is trained for.")] = 600,
     batch_size: Annotated[
         int, typer.Option(min=2, help="Images of a batch, each with two that are paired to it.")
-    ] = 16,
+    ] = 8,
     attack_budget: Annotated[
         int, typer.Option(min=1, help="Batches for every attacker and all else trained to measure.")
-    ] = 50,
+    ] = 100,
     bootstrap: Annotated[int, typer.Option(min=1, help="Draws of patients behind every interval.")] = 300,
     judges_dir: JudgesOption = None,
     jobs: Annotated[int, typer.Option(min=1, help="Systems at once; the processor's cores are shared out.")] = 2,
@@ -39,7 +39,7 @@ def compare(
     \b
     Example:
       monai-anon compare --output runs/compare
-      monai-anon compare --systems none,k-same,pp-sir,ours --budget 1000 --attack-budget 400 --output runs/large
+      monai-anon compare --systems none,k-same,pp-sir,ours --budget 4000 --attack-budget 400 --output runs/large
     """  # noqa: D301
     from monai_anon.comparing.job import Comparison
     from monai_anon.comparing.run import compare as run
