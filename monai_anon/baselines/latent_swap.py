@@ -75,7 +75,7 @@ def fit_identity_vae(
     optimisation = dataclasses.replace(setting.optimisation, lr=learning_rate, muon=False)
     step = IdentityVAEStep(vae, weights, optimisation, margin, classifier)
     pairs = IdentityPairs(gallery, batches=setting.batches, seed=setting.seed)
-    handlers = [ProgressBar(desc="identities")]
+    handlers = [ProgressBar(desc="identities", disable=None)]
     StepTrainer(setting.device, 1, pairs, step, setting.seed, train_handlers=handlers).run()
     smoothed(step)
     vae.eval().requires_grad_(False)

@@ -146,7 +146,7 @@ def run_step(step: Step, setting: Setting, folder: Path, title: str, every: int 
     loader = PairLoader(setting.cohort, setting.batch_size, setting.seed, device=setting.device)
     kept = {"cohort": setting.cohort.fingerprint(), "batches": setting.batches, "batch_size": setting.batch_size}
     resume = Resume(folder, every, kept | {"seed": setting.seed, "step": title})
-    handlers = [ProgressBar(desc=title)]
+    handlers = [ProgressBar(desc=title, disable=None)]  # none in a file
     StepTrainer(
         setting.device, 1, Budget(loader, setting.batches), step, setting.seed, resume=resume, train_handlers=handlers
     ).run()
