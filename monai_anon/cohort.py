@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -19,8 +18,6 @@ import torch
 from monai_anon.image_store import CohortError, load_part
 from monai_anon.manifest import MANIFEST_NAME, PARTS, Manifest, load_manifest
 from monai_anon.readers import to_model_range
-
-logger = logging.getLogger(__name__)
 
 
 class Cohort(torch.utils.data.Dataset):

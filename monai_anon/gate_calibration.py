@@ -122,13 +122,15 @@ def calibrate(vectors: Tensor, patient: Tensor, gallery: SearchableGallery, rate
     if not 0 < rate < 0.5:
         raise CalibrationError(f"rate is {rate}; it must be above 0 and below 0.5")
     codes, patient = torch.unique(patient, return_inverse=True)
-    if len(codes) < least_patients(rate):
-        enough = 1 - (1 - _CONFIDENCE) ** (1 / max(len(codes), 1))
+    people, fewest = min(len(codes), _MOST_IMAGES), least_patients(rate)
+    if people < fewest:
+        enough = 1 - (1 - _CONFIDENCE) ** (1 / max(people, 1))
+        looked_at = "are held out" if people == len(codes) else "are looked at, at most"
         raise CalibrationError(
-            f"{len(codes)} people are held out; a rate of {rate:g} takes {least_patients(rate)} or more of them. The "
+            f"{people} people {looked_at}; a rate of {rate:g} takes {fewest} or more of them. The "
             f"least that these can tell is {math.ceil(enough * 1e4) / 1e4:g}"
         )
-    vectors, patient = _within_limits(unit(vectors), patient)
+    vectors, patient = _within_limits(unit(vectors), patient, fewest)
     if not torch.isfinite(vectors).all():
         raise CalibrationError("some held-out images have vectors that are not finite, or without a direction")
     nearest = gallery.nearest(vectors)
@@ -139,14 +141,23 @@ def calibrate(vectors: Tensor, patient: Tensor, gallery: SearchableGallery, rate
     return Calibration(gallery.encoder, gallery.digest(), original, training)
 
 
-def _within_limits(vectors: Tensor, patient: Tensor) -> tuple[Tensor, Tensor]:
-    """All images, or as many people's, the first ones in a fixed random order, as make up no more than the most."""
+def _within_limits(vectors: Tensor, patient: Tensor, fewest: int) -> tuple[Tensor, Tensor]:
+    """All images, or as many people's, the first ones in a fixed random order, as make up no more than the most.
+
+    Where that would leave fewer than `fewest` people, of each person only the first images count.
+    """
     if len(vectors) <= _MOST_IMAGES:
         return vectors, patient
     count = patient.bincount()
     order = torch.randperm(len(count), generator=torch.Generator().manual_seed(0))
     kept = order[count[order].cumsum(0) <= _MOST_IMAGES]
-    rows = torch.isin(patient, kept)
+    counted = torch.ones(len(patient), dtype=torch.bool)
+    if len(kept) < fewest:
+        each = _MOST_IMAGES // fewest
+        sorted_rows = patient.argsort(stable=True)
+        counted[sorted_rows] = torch.arange(len(patient)) - (count.cumsum(0) - count)[patient[sorted_rows]] < each
+        kept = order[count[order].clamp_max(each).cumsum(0) <= _MOST_IMAGES]
+    rows = counted & torch.isin(patient, kept)
     return vectors[rows], torch.unique(patient[rows], return_inverse=True)[1]
 
 

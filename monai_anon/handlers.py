@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from ignite.engine import Events
 from PIL import Image
 from torch import Tensor
@@ -287,7 +288,7 @@ class ImageGrid:
     """Rows of pictures on one fixed validation batch, to TensorBoard and as PNG: original, target, reconstruction,
     medical swap, identity swap, anonymised.
 
-    `anonymised` takes its identity from the VAE where one is given, else from the mean of the batch's other patients.
+    `anonymised` takes its identity from the VAE where one is given, else from the mean of the batch's other images.
     """
 
     ROWS = ("original", "target", "reconstruction", "medical swap", "identity swap", "anonymised")
@@ -331,7 +332,7 @@ def replacement_grid(model: Disentangler, i_ori: Tensor, i_tar: Tensor, vae: Ide
     z_ori, z_tar = model.encode(i_ori), model.encode(i_tar)
     if vae is None:
         others = z_ori.identity.sum(0, keepdim=True) - z_ori.identity
-        new = others / others.norm(dim=1, keepdim=True) * z_ori.identity.norm(dim=1, keepdim=True)
+        new = F.normalize(others, dim=1) * z_ori.identity.norm(dim=1, keepdim=True)
     else:
         generator = torch.Generator().manual_seed(0)
         new = vae.eval().decode(torch.randn(len(i_ori), vae.latent_size, generator=generator).to(i_ori.device))

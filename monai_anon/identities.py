@@ -194,7 +194,7 @@ class IdentityPairs:
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         while True:
-            generator = torch.Generator().manual_seed(self.seed * 10_000_019 + self.start)
+            generator = torch.Generator().manual_seed((self.seed * 10_000_019 + self.start) % 2**63)
             self.start += 1
             rows = torch.randint(len(self.gallery.identity), (self.drawn,), generator=generator)
             other = torch.randint(len(self.gallery.identity), (self.drawn,), generator=generator)

@@ -55,9 +55,10 @@ class IdentityVAEStep:
         }
         terms = {name: makers[name]() for name, weight in self.weights.items() if weight > 0}
         self.updater.update(losses.weighted_sum(terms, self.weights), progress)
-        return {name: value.detach() for name, value in terms.items()} | {
-            "latent/sampled_std": sampled.detach().std(0).mean()
-        }
+        found = {name: value.detach() for name, value in terms.items()}
+        if len(sampled) > 1:  # one identity has no spread
+            found["latent/sampled_std"] = sampled.detach().std(0).mean()
+        return found
 
     def identity_logits(self, identity: Tensor) -> Tensor:
         if self.identity_classifier is None:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from monai_anon.whole_files import write_bytes
 
 PARTS = ("training", "validation", "test")
 MANIFEST_NAME = "manifest.json"
@@ -147,14 +148,7 @@ def save_manifest(
     )
     if problems:
         raise ManifestError(f"{path} is not written, {len(problems)} problem(s):", problems)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    try:
-        temporary.write_text(_as_json(content), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_bytes(path, _as_json(content).encode("utf-8"), overwrite)
 
 
 def split_patients(

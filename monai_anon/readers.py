@@ -87,7 +87,7 @@ def read_image(path: str | Path, channels: int = 1, to_gray: bool = False) -> np
 
     Raises:
         ReadError: missing, empty or undecodable file, several frames or slices, transparency, NaN or infinite values,
-            colour where gray is expected.
+            colour where gray is expected, more pixels than `_MOST_PIXELS` once it is padded to a square.
         ImportError: a DICOM or NIfTI file without pydicom or nibabel installed.
     """
     if channels not in (1, 3):
@@ -96,6 +96,11 @@ def read_image(path: str | Path, channels: int = 1, to_gray: bool = False) -> np
     values = _decode(path)
     if not np.isfinite(values).all():
         raise ReadError(path, f"{int((~np.isfinite(values)).sum())} value(s) are NaN or infinite")
+    height, width = values.shape[:2]
+    if _is_padded(height, width) and max(height, width) ** 2 > _MOST_PIXELS:  # a strip of a few kilobytes may be long
+        raise ReadError(
+            path, f"is {height} x {width}: padded to a square it would have more than {_MOST_PIXELS:,} pixels; crop it"
+        )
     if values.ndim == 2:
         image = values[None]
     else:

@@ -161,6 +161,8 @@ def make_site(
     if there and not overwrite:
         raise CalibrationError(f"{folder} holds {', '.join(there)} already; --overwrite replaces them")
     sources: dict[str, tuple[Any, str]] = {"model": (network, file_digest(str(model_file)))}
+    # Before anything is taken away: the judges may be those that the folder holds.
+    content = None if judges is None else Path(judges).read_bytes()
     if judges is not None:
         device = next(network.parameters()).device
         sources["verifier"] = (Judges.load(judges, device), file_digest(str(judges)))
@@ -176,8 +178,8 @@ def make_site(
     for name, (gallery, calibration) in found.items():
         gallery.write(folder / gates.GALLERY.format(name))
         calibration.write(folder / gates.CALIBRATION.format(name))
-    if judges is not None:
-        write_bytes(folder / JUDGES, Path(judges).read_bytes(), mode=0o600)
+    if content is not None:
+        write_bytes(folder / JUDGES, content, mode=0o600)
     return {name: calibration for name, (_, calibration) in found.items()}
 
 

@@ -323,14 +323,15 @@ def take(z: Latents, rows: slice) -> Latents:
 def latent_statistics(
     z_ori: Latents, z_same: Latents, patient: Tensor, has_same: Tensor, threshold: float = 0.05
 ) -> dict[str, Tensor]:
-    """Standard deviation of each latent over the batch (mean over dimensions), and the paper's two hit rates at its
-    threshold.
+    """Standard deviation of each latent over the batch (mean over dimensions; left out where the batch is one image),
+    and the paper's two hit rates at its threshold.
 
     A collapse shows here and not in the hit rate of the same patient alone: everything matches everything. The other
     patient is the next one in the batch.
     """
     with torch.no_grad():
-        statistics = {f"latent/{name}_std": latent.std(0).mean() for name, latent in z_ori._asdict().items()}
+        spread = z_ori._asdict() if len(patient) > 1 else {}
+        statistics = {f"latent/{name}_std": latent.std(0).mean() for name, latent in spread.items()}
         same = losses.latent_distance(z_ori.identity, z_same.identity)
         other = losses.latent_distance(z_ori.identity, z_ori.identity.roll(1, 0))
         differs = patient != patient.roll(1, 0)

@@ -380,6 +380,15 @@ def test_dry_run_says_the_commands_as_typed_and_writes_nothing(tmp_path) -> None
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(("name", "images"), [("iris", 1165), ("face", 8210)])
+def test_a_cohort_that_is_not_made_yet_is_the_size_of_its_own_kind(name: str, images: int, tmp_path) -> None:
+    shutil.copytree(CHEST.parent / name / "configs", tmp_path / name / "configs")
+    given = {"epochs": 2, "dry_run": True, "say": lambda line: None}
+    assert run_ablation("data", tmp_path / name, tmp_path / "out", images=(images,), **given) == 0
+    with pytest.raises(ValueError, match=f"the training part has {images} images"):
+        run_ablation("data", tmp_path / name, tmp_path / "out", images=(images + 1,), **given)
+
+
 def test_a_command_runs_as_a_process_and_its_exit_code_comes_back() -> None:
     assert ablations._run([sys.executable, "-c", "raise SystemExit(4)"]) == 4
 

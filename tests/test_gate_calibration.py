@@ -87,6 +87,19 @@ def test_of_very_many_images_whole_people_are_taken(gallery, monkeypatch):
     assert found.training.observations == 150 and found.training.patients == 75
 
 
+def test_of_very_many_images_a_person_enough_people_are_left_for_the_rate(gallery, monkeypatch):
+    monkeypatch.setattr("monai_anon.gate_calibration._MOST_IMAGES", 150)
+    found = calibrate(*people(60, images=10), gallery, 0.05)  # 15 people with all of their images would tell no 5 %
+    assert found.training.patients == found.original.patients == 60
+    assert found.training.observations == 120 and found.original.caught is not None
+
+
+def test_a_rate_that_takes_more_people_than_are_looked_at_is_refused(gallery, monkeypatch):
+    monkeypatch.setattr("monai_anon.gate_calibration._MOST_IMAGES", 50)
+    with pytest.raises(CalibrationError, match=r"50 people are looked at, at most; a rate of 0\.05 takes 59"):
+        calibrate(*people(100), gallery, 0.05)
+
+
 def test_a_file_comes_back_and_holds_no_codes(gallery, tmp_path):
     found = calibrate(*people(60), gallery, 0.05)
     path = found.write(tmp_path / "calibration.json")

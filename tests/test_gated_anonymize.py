@@ -201,6 +201,10 @@ def test_calibrate_makes_a_site_that_anonymize_takes(made: Path, tmp_path: Path)
     assert "300 training" not in result.stdout and "150 training patients" in result.stdout
     again = call(*given, "--manifest", tmp_path)
     assert again.exit_code == 2 and "--overwrite replaces" in again.stderr
+    own = [*given[:4], "--judges", tmp_path / "site", "--rate", 0.03]
+    renewed = call(*own, "--manifest", tmp_path, "--overwrite")  # with the judges that the folder holds
+    assert renewed.exit_code == 0, renewed.output
+    assert (tmp_path / "site" / "judges.safetensors").read_bytes() == (made / "judges").read_bytes()
     (tmp_path / "manifest.json").write_text(json.dumps(content | {"closed_set": True}))
     closed = call(*given, "--manifest", tmp_path, "--overwrite")
     assert closed.exit_code == 2 and "is a closed set" in closed.stderr and "--strangers" in closed.stderr

@@ -182,6 +182,11 @@ def test_pairs_are_a_pure_function_of_seed_and_iteration(numbered):
     assert not torch.equal(expected[0][0], expected[1][0])
 
 
+def test_a_date_to_the_second_is_a_seed(numbered):
+    ((identity, other),) = first_batches(IdentityPairs(numbered, 8, seed=20261130_120000), 1)
+    assert len(identity) == len(other) == 8
+
+
 def test_other_is_always_another_patient_and_everybody_comes(numbered):
     batches = first_batches(IdentityPairs(numbered, 32), 40)
     rows, others = (torch.cat(column).flatten().long() for column in zip(*batches))

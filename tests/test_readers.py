@@ -222,6 +222,16 @@ def test_a_picture_in_all_formats_is_one_picture(tmp_path):
         np.testing.assert_allclose(image, images[0], atol=1e-6)
 
 
+def test_a_strip_that_would_be_padded_to_a_huge_square_is_refused_before_it_is(tmp_path):
+    path = tmp_path / "strip.png"
+    values = (np.arange(20_000 * 4) % 251).astype(np.uint8).reshape(4, 20_000)
+    Image.fromarray(values).save(path)
+    with pytest.raises(ReadError, match="4 x 20000: padded to a square"):
+        read_image(path)
+    Image.fromarray(values[:, :2_000]).save(path)
+    assert fit_square(read_image(path), 32).shape == (1, 32, 32)
+
+
 def test_almost_square_images_are_squeezed_and_long_ones_padded_with_black():
     assert fit_square(np.ones((1, 60, 50), np.float32), 32).min() == 1
     padded = fit_square(np.ones((1, 100, 50), np.float32), 32)

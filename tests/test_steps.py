@@ -571,6 +571,12 @@ def test_latent_statistics_count_no_neighbour_of_the_same_patient_and_no_missing
     assert nobody["latent/same_hit"] == nobody["latent/other_hit"] == 0
 
 
+def test_one_image_has_no_spread_and_is_no_reason_to_stop():
+    one = Latents(torch.ones(1, 4), torch.ones(1, 2), torch.ones(1, 3))
+    found = latent_statistics(one, one, torch.zeros(1, dtype=torch.long), torch.tensor([True]))
+    assert found and all(value.isfinite() for value in found.values())
+
+
 # ---- Stage 2 and the recogniser ----
 
 

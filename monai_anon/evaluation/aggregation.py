@@ -175,7 +175,7 @@ def withheld(rows: Iterable[Row], silence: dict[str, str]) -> list[Row]:
     """The rows, without values where their data set has no verdict and they may speak of persons."""
     return [
         dataclasses.replace(row, value=None, ci_low=None, ci_high=None, note=silence[row.dataset])
-        if row.dataset in silence and row.method != JUDGES and not re.fullmatch(WITHOUT_PERSONS, row.metric)
+        if row.dataset in silence and row.method != JUDGES and about_persons(row.metric)
         else row
         for row in rows
     ]

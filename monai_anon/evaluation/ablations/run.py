@@ -1,6 +1,6 @@
 """Runs the ablations of Tables 4 and 5 (Figures 8 and 9): trains each variant, measures all alike, writes a report.
 
-Variants are documented commands (`ablation_plans`), run one after the other; the same call goes on where a stopped one
+Variants are documented commands (`plans`), run one after the other; the same call goes on where a stopped one
 was. The folder is a RUN as `monai-anon report` reads it: `rows.jsonl` with every training seed's rows, and `pictures/`.
 """
 
@@ -14,13 +14,13 @@ import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from monai.bundle import ConfigParser
 
 from monai_anon.datasets import file_digest
-from monai_anon.demo import printed
+from monai_anon.demo import cohort_kind, printed
 from monai_anon.evaluation import metrics
 from monai_anon.evaluation.ablations.plans import ABLATIONS, WEIGHTS, Job, Variant, write_subset
 from monai_anon.evaluation.ablations.tables import CAPTIONS, report, table_4, table_5
@@ -31,11 +31,9 @@ from monai_anon.evaluation.tables import Row, read_rows, write_rows
 from monai_anon.handlers import read_record
 from monai_anon.identities import load_disentangler
 from monai_anon.manifest import MANIFEST_NAME, Manifest, load_manifest
+from monai_anon.phantoms import load_phantom
 from monai_anon.readers import to_model_range
 from monai_anon.whole_files import write_text
-
-if TYPE_CHECKING:
-    pass
 
 Runner = Callable[[list[str]], int]
 """Runs a command and returns its exit code."""
@@ -272,8 +270,6 @@ def _job(
     """What the commands need, read without making anything: a generated cohort that is not there yet has its usual
     size.
     """
-    from monai_anon.phantoms import chest
-
     if epochs < 1 or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"epochs {epochs}, seeds {list(seeds)}: give at least one epoch, and seeds that all differ")
     train = ConfigParser(_content(bundle, "train.json"))
@@ -282,9 +278,10 @@ def _job(
     )
     joins = {name: float(train.get_parsed_content(name)) for name in ("swaps_from", "independence_from")}
     folder = str(train.get_parsed_content("dataset_dir"))
-    known = Path(manifest) if manifest else Path(folder) / f"chest_{size}" / MANIFEST_NAME
+    kind = cohort_kind(bundle)
+    known = Path(manifest) if manifest else Path(folder) / f"{kind}_{size}" / MANIFEST_NAME
     training = load_manifest(known).parts["training"] if manifest or known.is_file() else None
-    total = chest.IMAGES[0] if training is None else len(training)
+    total = load_phantom(kind).protocol()[1].images[0] if training is None else len(training)
     data = ("--manifest", str(manifest)) if manifest else ("--dataset_dir", folder)
     given = ["monai-anon", "ablation", name, "--bundle", str(bundle), "--output", str(output), "--epochs", str(epochs)]
     given += ["--seeds", ",".join(map(str, seeds))] + (["--manifest", str(manifest)] if manifest else [])
