@@ -125,7 +125,7 @@ def test_systems_of_one_training_are_one_group_and_the_untrained_come_first(monk
 
     few = {"toy": Toy, "first": Shared, "none": BASELINES["none"], "second": Other, "blur": Blur}
     monkeypatch.setattr(systems, "BASELINES", few)
-    assert systems.groups(list(few)) == [["none", "blur"], ["toy"], ["first", "second"]]
+    assert systems.groups(list(few)) == [["none", "blur"], ["first", "second"], ["toy"]]
     assert systems.chosen(["blur", "toy"]) == ["toy", "blur"]
 
 

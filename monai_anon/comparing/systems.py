@@ -114,11 +114,14 @@ def is_trained(name: str) -> bool:
 
 
 def groups(names: Sequence[str]) -> list[list[str]]:
-    """Systems that are trained together, one after the other; all that need no training are one group, the first."""
+    """Systems that are trained together, one after the other; all that need no training are one group.
+
+    The largest come first, so that none of them is left to the end, when no other group runs beside it.
+    """
     found: dict[str, list[str]] = {}
     for name in names:
         found.setdefault(training_of(name) if is_trained(name) else "", []).append(name)
-    return sorted(found.values(), key=lambda group: is_trained(group[0]))
+    return sorted(found.values(), key=len, reverse=True)
 
 
 class Trainings:
