@@ -19,9 +19,7 @@ def compare(
         typer.Option(metavar="NAME[,NAME...]", help="These alone, such as none,k-same,pp-sir.  [default: all]"),
     ] = None,
     budget: Annotated[int, typer.Option(min=1, help="Batches that every system is trained for.")] = 600,
-    batch_size: Annotated[
-        int, typer.Option(min=2, help="Images of a batch, each with two that are paired to it.")
-    ] = 8,
+    batch_size: Annotated[int, typer.Option(min=2, help="Images of a batch, each with two that are paired to it.")] = 8,
     attack_budget: Annotated[
         int, typer.Option(min=1, help="Batches for every attacker and all else trained to measure.")
     ] = 100,
