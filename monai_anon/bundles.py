@@ -6,7 +6,6 @@ only and is read as such.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_anon.channel import ChannelError
+from monai_anon.initial_weights import read_tensors
 
 _CONFIG = Path("configs") / "inference.json"
 _LISTED = 3  # entries that an error about weights names
@@ -154,9 +154,9 @@ def _missing_model(bundle: Path, file: Path) -> str:
 def _load_weights(network: nn.Module, file: Path, config: Path) -> None:
     """The file's tensors into the network, all of them or an error."""
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise BundleError(f"{file} is no file of tensors (a state dict written by torch.save)") from error
+        state = read_tensors(file)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise BundleError(f"{file} holds no state dict: names with one tensor each are expected")
     expected = network.state_dict()

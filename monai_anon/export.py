@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from monai_anon.bundles import BundleError, InferenceSettings, load_anonymizer
 from monai_anon.initial_weights import TEMPLATES
 from monai_anon.statements import statement_of
-from monai_anon.whole_files import write_bytes
+from monai_anon.whole_files import require_writable, write_bytes
 
 FILES = {"torchscript": "model.ts", "onnx": "model.onnx"}
 ABOUT = "anonymizer.json"
@@ -78,6 +78,7 @@ def export_targets(bundle: str | Path, output: str | Path | None, formats: str, 
     targets = {name: folder / FILES[name] for name in names}
     if there := [str(path) for path in targets.values() if os.path.lexists(path) and not overwrite]:
         raise ExportError(f"{', '.join(there)} exists already; --overwrite replaces it")
+    require_writable(folder, "--output")
     return targets
 
 

@@ -107,6 +107,14 @@ def least_patients(rate: float) -> int:
     return math.ceil(math.log(1 - _CONFIDENCE) / math.log(1 - rate))
 
 
+def refuse_rate(rate: float) -> None:
+    """Raises:
+    CalibrationError: it is no share that a threshold can be found for.
+    """
+    if not 0 < rate < 0.5:
+        raise CalibrationError(f"rate is {rate}; it must be above 0 and below 0.5")
+
+
 def calibrate(vectors: Tensor, patient: Tensor, gallery: SearchableGallery, rate: float = RATE) -> Calibration:
     """Both thresholds from real people who are not in the gallery, nor in any training.
 
@@ -119,8 +127,7 @@ def calibrate(vectors: Tensor, patient: Tensor, gallery: SearchableGallery, rate
         CalibrationError: a rate out of range, or fewer people than it takes to tell it; vectors that are not finite or
             are in the gallery.
     """
-    if not 0 < rate < 0.5:
-        raise CalibrationError(f"rate is {rate}; it must be above 0 and below 0.5")
+    refuse_rate(rate)
     codes, patient = torch.unique(patient, return_inverse=True)
     people, fewest = min(len(codes), _MOST_IMAGES), least_patients(rate)
     if people < fewest:

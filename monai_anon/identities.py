@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_anon.cohort import Cohort
+from monai_anon.initial_weights import read_tensors
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 from monai_anon.variation import as_others, person_fields
 
@@ -212,7 +213,7 @@ class FrozenEncoderError(ValueError):
 def load_disentangler(model: Disentangler, path: str, command: str) -> nn.Module:
     """Stage 1's weights into `model`; a missing file names the command that makes it."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_tensors(path)
     except FileNotFoundError as error:
         raise FrozenEncoderError(
             f"{path} is missing: stage 2 needs the networks of stage 1. Run first: {command}"

@@ -2,7 +2,9 @@
 
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,31 @@ logger = logging.getLogger("monai_anon")
 TEMPLATES = "identity_classifier."
 """How the names of a disentangler's weights begin that have a row for each training patient."""
 NEW_IN_A_LARGER = ("encoder.stem.", "decoder.final_norm.", "decoder.head.")
+
+
+def read_tensors(file: str | Path) -> Any:
+    """What `torch.save` wrote into a file, tensors and containers of them only; nothing in it is run.
+
+    Raises:
+        ValueError: another file, whatever it is; names it.
+        OSError: there is none, or it cannot be read.
+    """
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    # The bytes of a text or a picture are read as instructions, which fail in whichever way they please.
+    except (
+        UnpicklingError,
+        ArithmeticError,
+        AttributeError,
+        EOFError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise ValueError(f"{file} is no file of tensors (a state dict written by torch.save)") from error
 
 
 def initialised(model: nn.Module, path: str | None) -> nn.Module:
@@ -26,14 +53,14 @@ def initialised(model: nn.Module, path: str | None) -> nn.Module:
     if path is None:
         return model
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
+        weights = read_tensors(path)
         stage = "disentangler."
         first = {name.removeprefix(stage): tensor for name, tensor in weights.items() if name.startswith(stage)}
         kept = {name: tensor for name, tensor in (first or weights).items() if not name.startswith(TEMPLATES)}
         own = model.state_dict()
         classes = {name: tensor for name, tensor in own.items() if name.startswith(TEMPLATES)}
         model.load_state_dict({**grown(kept, own), **classes})
-    except (OSError, RuntimeError, AttributeError, UnpicklingError) as error:
+    except (OSError, RuntimeError, AttributeError, ValueError) as error:
         raise ValueError(f"initial_weights {path} cannot be used for these networks: {error}") from error
     return model
 

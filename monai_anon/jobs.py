@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from monai_anon.originals import kind_by_name, kind_of
 
 COPY_SUFFIXES = {"picture": ".png", "nifti": ".nii.gz", "dicom": ".dcm"}
 NAMES = ("kept", "keyed")
-_FORMATS = "PNG, JPEG, TIFF, NIfTI and DICOM"
+FORMATS = "PNG, JPEG, TIFF, NIfTI and DICOM"
 _LEADS_OUT = "a link that leads out of the input folder; give the folder it leads to"
 _LISTED = 1000  # as in a manifest's errors: more lines than this hide the first ones
 
@@ -172,7 +173,7 @@ def plan_files(
             problems.append(f"{shown(path)}: no such file or folder")
         elif (kind := kind_of(path)) is None:
             hint = "; give the folder that holds it" if path.name == "manifest.json" else ""
-            problems.append(f"{shown(path)}: the supported formats are {_FORMATS}{hint}")
+            problems.append(f"{shown(path)}: the supported formats are {FORMATS}{hint}")
         else:
             name = Path(path.name)
             _add_job(plan, Job(path, output if single else naming.target(output, name, kind), path.name), kind, naming)
@@ -219,11 +220,23 @@ def _add_folder(plan: Plan, folder: Path, output: Path, naming: Naming) -> list[
             else:  # what is behind it is not looked at
                 plan.left_out += 1
         elif (kind := kind_of(found)) is None:
-            plan.left_out += 1
+            if (reason := _unreadable(found)) is None:
+                plan.left_out += 1
+            else:
+                _add_refusal(plan, Refusal(found, reason))
         else:
             name = found.relative_to(folder)
             _add_job(plan, Job(found, naming.target(output, name, kind), name.as_posix()), kind, naming)
-    return [] if len(plan.numbers) > before else [f"{shown(folder)} holds no image; supported are {_FORMATS}"]
+    return [] if len(plan.numbers) > before else [f"{shown(folder)} holds no image; supported are {FORMATS}"]
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a file cannot even be looked at, so that it may be an image or not; None where it can, or is no file."""
+    try:
+        with path.open("rb") if path.is_file() else nullcontext():
+            return None
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _add_refusal(plan: Plan, refusal: Refusal) -> None:

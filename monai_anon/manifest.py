@@ -134,7 +134,7 @@ def save_manifest(
         path = path / MANIFEST_NAME
     path = path.parent.resolve() / path.name
     if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists already; ask for overwriting or choose another place")
+        raise FileExistsError(f"{path} exists already; --overwrite replaces it, or choose another place")
     unknown = sorted(set(parts) - set(PARTS)) + sorted(set(extra or {}) & {*PARTS, "classes"})
     if unknown:
         raise ManifestError(f"{path}: no such part(s): {', '.join(unknown)}; a manifest's parts are {', '.join(PARTS)}")

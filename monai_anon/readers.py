@@ -193,8 +193,8 @@ def _reason(error: Exception, path: Path, name: str) -> str:
         return "no decoder for its compression is installed; monai-anon[dicom] brings them"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = " ".join(str(error).split()).replace(f" {str(path)!r}", "") if name.endswith(PICTURE_SUFFIXES) else ""
-    return said or type(error).__name__
+    said = str(error).replace(f" {str(path)!r}", "") if name.endswith(PICTURE_SUFFIXES) else ""
+    return " ".join(said.split()) or type(error).__name__
 
 
 def _refuse_huge(path: Path, *sides: int) -> None:

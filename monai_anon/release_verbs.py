@@ -173,7 +173,7 @@ def anonymize(
       monai-anon anonymize archive out --site SITE --key ~/.monai-anon.key --make-key
       monai-anon anonymize data/chest/images out --no-gate
     """  # noqa: D301
-    from monai_anon.jobs import shown
+    from monai_anon.jobs import FORMATS, shown
     from monai_anon.releasing import Processes, Release, Request, run
     from monai_anon.statements import in_words
 
@@ -206,9 +206,11 @@ def anonymize(
             typer.echo(f"certificate: {shown(release.folder / 'certificate.html')}, and .json")
     typer.echo(in_words(release.statement))
     if release.plan.left_out:
-        typer.echo(f"left out: {release.plan.left_out} file(s) that are no images", err=True)
+        typer.echo(f"left out: {release.plan.left_out} file(s) of other formats; supported are {FORMATS}", err=True)
     for refusal in refusals:
         typer.echo(f"not anonymised: {release.plan.told(refusal.path)}: {refusal.reason}", err=True)
+    if refusals and release.plan.by_number:
+        typer.echo("numbers are those of all files in the order of their paths; --paths shows paths", err=True)
     if refusals:
         raise typer.Exit(PARTLY)
 
@@ -269,8 +271,11 @@ def calibrate(
     from monai_anon.bundles import chosen_device, load_anonymizer
     from monai_anon.datasets import training_manifest
     from monai_anon.demo import cohort_kind
-    from monai_anon.site import JUDGES, held_out_parts, judges_file, make_site, people_of, site_files, told
+    from monai_anon.gate_calibration import refuse_rate
+    from monai_anon.site import JUDGES, held_out_parts, judges_file, make_site, people_of, refuse_site, site_files, told
 
+    refuse_rate(rate)
+    refuse_site(site, overwrite or dry_run)
     network, settings = load_anonymizer(bundle, model, chosen_device(device), {"policy": "latents"}, overlay or ())
     own, others = (None if path is None else str(path) for path in (manifest, strangers))
     chosen = judges_file(judges)

@@ -31,7 +31,7 @@ from monai_anon.keys import chosen_key, write_key
 from monai_anon.pseudonyms import FOLDERS, TOO_MANY, group, images_a_patient, patient_finder
 from monai_anon.release import FileAnonymizer, Outcome
 from monai_anon.site import site_gate
-from monai_anon.whole_files import DRAFTS
+from monai_anon.whole_files import DRAFTS, require_writable
 
 NO_SITE = (
     "nothing is released without the privacy gate: --site SITE takes the folder that `monai-anon calibrate SITE` makes "
@@ -168,10 +168,9 @@ class Release:
             )
         if request.no_gate and (request.site is not None or request.judges is not None):
             raise ValueError("--no-gate contradicts --site and --judges")
-        if request.site_record is not None and _inside(request.site_record, request.output):
-            raise ValueError(f"{shown(request.site_record)} lies in OUTPUT, which is handed over; keep it elsewhere")
-        if request.site_record is not None and os.path.lexists(request.site_record) and not request.replacing:
-            raise ValueError(f"{shown(request.site_record)} exists already; --overwrite replaces it")
+        require_writable(plan.folder or request.output.parent, "OUTPUT")
+        if request.site_record is not None:
+            _refuse_record(request.site_record, request)
         there = plan.folder is not None and os.path.lexists(plan.folder / certificates.JSON_FILE)
         if there and not request.replacing:
             raise ValueError(
@@ -290,6 +289,18 @@ def _patients_from(source: str | None, dicom: bool) -> str | None:
     if source is not None:
         return FOLDERS if source == FOLDERS else "table"
     return "header" if dicom else None
+
+
+def _refuse_record(record: Path, request: Request) -> None:
+    """Of what stands at --site-record only an earlier record is replaced, and nothing is taken away before."""
+    if _inside(record, request.output):
+        raise ValueError(f"{shown(record)} lies in OUTPUT, which is handed over; keep it elsewhere")
+    kept = [*request.inputs, *([] if request.key is None else [request.key])]
+    if any(_inside(record, path) for path in kept) or (os.path.lexists(record) and not record.is_file()):
+        raise ValueError(f"--site-record {shown(record)} is a folder, the key, or in INPUT; choose a new file")
+    if os.path.lexists(record) and not request.replacing:
+        raise ValueError(f"{shown(record)} exists already; --overwrite replaces it")
+    require_writable(record.parent, "--site-record")
 
 
 def _inside(path: Path, folder: Path) -> bool:

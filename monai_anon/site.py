@@ -28,7 +28,7 @@ from monai_anon.identities import Gallery
 from monai_anon.jobs import shown
 from monai_anon.manifest import load_manifest
 from monai_anon.readers import to_model_range
-from monai_anon.whole_files import write_bytes
+from monai_anon.whole_files import require_writable, write_bytes
 
 JUDGES = "judges.safetensors"
 BATCH = 64
@@ -99,6 +99,20 @@ def site_files(folder: Path) -> list[Path]:
     ]
 
 
+def refuse_site(folder: Path, overwrite: bool) -> None:
+    """Refuse a place that no site's folder can be made at, before anybody waits for the galleries.
+
+    Raises:
+        CalibrationError: it is a file, or holds a site's files that are not to be overwritten.
+    """
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise CalibrationError(f"SITE is {shown(folder)}, which is no folder; choose another place")
+    there = [path.name for path in site_files(folder) if os.path.lexists(path)]
+    if there and not overwrite:
+        raise CalibrationError(f"{shown(folder)} holds {', '.join(there)} already; --overwrite replaces them")
+    require_writable(folder, "SITE")
+
+
 def judges_file(given: str | Path) -> Path:
     """A file of judges, or the only one of a folder, as `monai-anon judges` leaves it.
 
@@ -157,9 +171,7 @@ def make_site(
         ValueError: `judges` holds none.
     """
     folder = Path(folder)
-    there = [path.name for path in site_files(folder) if os.path.lexists(path)]
-    if there and not overwrite:
-        raise CalibrationError(f"{folder} holds {', '.join(there)} already; --overwrite replaces them")
+    refuse_site(folder, overwrite)
     sources: dict[str, tuple[Any, str]] = {"model": (network, file_digest(str(model_file)))}
     # Before anything is taken away: the judges may be those that the folder holds.
     content = None if judges is None else Path(judges).read_bytes()

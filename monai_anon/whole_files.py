@@ -9,6 +9,23 @@ DRAFTS = f".{'[0-9a-f]' * _DIGITS}.part"
 """What files are called while they are written; only a killed process leaves one."""
 
 
+def require_writable(folder: str | Path, what: str) -> None:
+    """Refuse a folder that cannot be written to, or made, before the work that is to be written there.
+
+    Args:
+        what: asks for it, such as an option.
+
+    Raises:
+        ValueError: it, or what it would be made in, is no folder or is not to be written to.
+    """
+    place = Path(folder).absolute()
+    while not os.path.lexists(place):
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "cannot be written to" if place.is_dir() else "is no folder"
+        raise ValueError(f"{what} cannot be made: {place} {reason}; choose another place")
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Text as a file in UTF-8, its folder made where absent; returns its path."""
     return write_bytes(path, text.encode("utf-8"))

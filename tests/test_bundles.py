@@ -191,9 +191,18 @@ def test_a_model_file_is_read_as_tensors_only(bundle: Path, tmp_path: Path) -> N
         with pytest.raises(BundleError, match="no file of tensors"):
             load_anonymizer(bundle)
     assert not (tmp_path / "executed").exists()
-    file.write_text("weights")
-    with pytest.raises(BundleError, match="no file of tensors"):
-        load_anonymizer(bundle)
+    for content in (
+        b"",
+        b"weights",
+        b"text, not tensors",
+        b"Jane Doe",
+        b"\x89PNG\r\n\x1a\n",
+        b"h\0\0\0\0\0\0\0{}",
+        b"R.",
+    ):
+        file.write_bytes(content)  # what is read as instructions fails in as many ways
+        with pytest.raises(BundleError, match="no file of tensors"):
+            load_anonymizer(bundle)
     torch.save([torch.zeros(1)], file)
     with pytest.raises(BundleError, match="no state dict"):
         load_anonymizer(bundle)

@@ -211,6 +211,68 @@ def test_nothing_is_overwritten_unless_asked(cohort: Path, bundle: Path, tmp_pat
     assert len(list(tmp_path.glob("*.png"))) == 24 and Image.open(tmp_path / image.name).size == (40, 40)
 
 
+def test_where_output_or_the_sites_record_cannot_be_written_nothing_is_made_or_taken_away(
+    cohort: Path, bundle: Path, tmp_path: Path
+) -> None:
+    image, mine = sorted((cohort / "images").iterdir())[0], tmp_path / "mine"
+    mine.write_text("mine")
+    words = ("anonymize", "--no-gate", "--bundle", bundle, image)
+    result = call(*words, mine / "out", "--key", tmp_path / "key", "--make-key")
+    assert result.exit_code == 2 and f"OUTPUT cannot be made: {mine} is no folder" in result.stderr
+    assert not (tmp_path / "key").exists()
+    assert call(*words, tmp_path / "out").exit_code == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    for record, reason in (
+        (tmp_path, "is a folder"),
+        (image, "or in INPUT"),
+        (mine / "record", f"--site-record cannot be made: {mine} is no folder"),
+    ):
+        result = call(*words, tmp_path / "out", "--overwrite", "--site-record", record)
+        assert result.exit_code == 2 and reason in result.stderr
+        assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    assert Image.open(image).size == (40, 40)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("counterfactual", "x.png", "--no-gate", "--output", "FILE/x.png"),
+        ("explain", "x.png", "--no-gate", "--cases", "x", "--output", "FILE/x"),
+        ("export", "--format", "torchscript", "--output", "FILE"),
+        ("calibrate", "FILE/x", "--judges", "x"),
+    ],
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    result = call(*(word.replace("FILE", str(tmp_path / "file")) for word in words), "--bundle", tmp_path / "absent")
+    assert result.exit_code == 2 and f"cannot be made: {tmp_path / 'file'} is no folder" in result.stderr
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_calibrate_refuses_a_rate_or_a_place_before_it_reads_an_image(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "judges.safetensors").write_text("theirs")
+    for site, rate, reason in (
+        ("new", "0", "rate is 0.0; it must be above 0 and below 0.5"),
+        ("file", "0.01", "which is no folder"),
+        ("site", "0.01", "holds judges.safetensors already; --overwrite replaces them"),
+    ):
+        result = call("calibrate", tmp_path / site, "--judges", tmp_path, "--bundle", tmp_path, "--rate", rate)
+        assert result.exit_code == 2 and reason in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "site"]
+
+
+def test_where_files_have_numbers_a_refusal_says_how_to_see_their_paths(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "Doe  Jane.png").write_text("no picture")
+    words = ("anonymize", "--no-gate", tmp_path / "Doe  Jane.png", tmp_path / "out", "--bundle", bundle)
+    result = call(*words, "--names", "keyed")
+    assert result.exit_code == 1 and "not anonymised: file 1 of 1: cannot be decoded" in result.stderr
+    assert "--paths shows paths" in result.stderr and "Doe" not in result.output
+
+
 def test_a_failure_in_part_ends_with_1_and_names_what_was_not_done(cohort: Path, bundle: Path, tmp_path: Path) -> None:
     good = sorted((cohort / "images").iterdir())[0]
     (tmp_path / "in").mkdir()

@@ -287,7 +287,7 @@ def test_bad_queries_are_refused_without_their_names(refused, tmp_path):
     for name, words in {
         "Doe_Jack.png": "no such file",
         "Doe_John.png": "is constant",
-        "Doe_Jane.png": "cannot be used: it",
+        "Doe_Jane.png": "cannot be used: cannot be decoded",
         "Doe.txt": "must be one PNG",
         ".": "must be one PNG",
     }.items():

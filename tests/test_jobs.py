@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
-from monai_anon.jobs import PlanError, plan_files, shown
+from monai_anon.jobs import PlanError, Refusal, plan_files, shown
 
 
 @pytest.fixture
@@ -118,6 +119,23 @@ def test_links_that_lead_out_of_the_input_are_reported_and_others_followed(image
         ("loop", "a link to a folder"),
         ("outside.png", "a link that leads out of the input folder"),
     }
+
+
+def test_a_file_that_cannot_be_opened_is_reported_and_not_taken_for_no_image(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (images / "IM0001").touch()  # DICOM has no suffix on most media
+    opened = Path.open
+
+    def refused(self: Path, *args: str) -> IO[Any]:
+        if self.name == "IM0001":
+            raise PermissionError(13, "Permission denied", str(self))
+        return opened(self, *args)
+
+    monkeypatch.setattr(Path, "open", refused)
+    plan = plan_files([images], tmp_path / "out")
+    assert plan.refusals == [Refusal(images / "IM0001", "cannot be read (Permission denied)")]
+    assert plan.left_out == 1 and len(plan.jobs) == 2
 
 
 def test_a_path_is_shown_on_one_printable_line() -> None:

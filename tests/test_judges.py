@@ -107,8 +107,10 @@ def test_saved_judges_are_tensors_only_and_judge_alike(trained, tmp_path):
 
 def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(ValueError, match="holds no judges"):
-        Judges.load(tmp_path / "other.safetensors")
+    (tmp_path / "text.safetensors").write_text("text, not tensors")
+    for name in ("other", "text"):
+        with pytest.raises(ValueError, match=f"{name}.safetensors holds no judges"):
+            Judges.load(tmp_path / f"{name}.safetensors")
 
 
 def test_uint8_and_float_images_are_read_alike(trained):

@@ -35,6 +35,15 @@ def test_pictures_are_read_exactly_at_8_and_16_bit(tmp_path, suffix, bits):
     assert (image.min(), image.max()) == (0, 1)
 
 
+def test_the_reason_of_a_broken_picture_does_not_quote_its_path(tmp_path):
+    """Copies under keyed names are told of by number; whatever a name holds, it is not in the reason."""
+    for name in ("Doe_Jane.png", "Doe  Jane.png", "Doe\tJane's.png", "Doe\nJane.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+        with pytest.raises(ReadError) as error:
+            read_image(tmp_path / name)
+        assert "Doe" not in error.value.reason and "cannot be decoded" in error.value.reason
+
+
 def test_jpeg_is_read(tmp_path):
     image = read_image(save(tmp_path / "a.jpg", GRADIENT, quality=100))
     assert np.abs(image[0] * 255 - GRADIENT).max() <= 3

@@ -346,7 +346,8 @@ def test_no_run_is_refused(tmp_path):
 
 def test_the_page_is_moved_into_place_as_a_whole(tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", judge(0.97))
-    (tmp_path / "page.html").write_text("old")
+    old = "<title>Evaluation of another</title>"
+    (tmp_path / "page.html").write_text(old)
 
     def refused(self, target):
         assert "</html>" in self.read_text()
@@ -355,8 +356,20 @@ def test_the_page_is_moved_into_place_as_a_whole(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", refused)
     with pytest.raises(OSError, match="no permission"):
         write_report([run], tmp_path / "page.html")
-    assert (tmp_path / "page.html").read_text() == "old"
+    assert (tmp_path / "page.html").read_text() == old
     assert sorted(path.name for path in tmp_path.iterdir()) == ["page.html", "run"]
+
+
+def test_only_an_earlier_report_is_replaced(tmp_path):
+    run = make_run(tmp_path / "run", judge(0.97))
+    page, mine, rows = tmp_path / "page.html", tmp_path / "mine.html", run / "rows.jsonl"
+    mine.write_text("<title>Thesis</title>")
+    for _ in range(2):
+        write_report([run], page)
+    for output, match in ((mine, "no report"), (rows, "no report"), (tmp_path, "is a folder")):
+        with pytest.raises(ReportError, match=match):
+            write_report([run], output)
+    assert mine.read_text() == "<title>Thesis</title>" and rows.read_text()
 
 
 def test_the_same_runs_make_the_same_page(tmp_path):

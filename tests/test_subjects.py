@@ -229,6 +229,9 @@ def test_trained_networks_come_with_their_weights_and_what_they_have_seen(tmp_pa
     torch.save({"x": torch.zeros(1)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other.pt does not fit the configured networks"):
         trained_subject("ours", tiny_anonymizer(), tmp_path / "other.pt")
+    (tmp_path / "other.pt").write_text("text, not tensors")
+    with pytest.raises(ValueError, match=r"other.pt is no file of tensors"):
+        trained_subject("ours", tiny_anonymizer(), tmp_path / "other.pt")
 
 
 # ---- the baselines; those that are a System: tests/test_systems_contract.py ----

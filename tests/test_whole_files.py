@@ -6,13 +6,28 @@ from typing import Any
 
 import pytest
 
-from monai_anon.whole_files import write_bytes, write_text
+from monai_anon.whole_files import require_writable, write_bytes, write_text
 
 
 def test_a_file_is_written_with_its_folder_and_replaced(tmp_path: Path) -> None:
     path = write_text(tmp_path / "new" / "a.json", "old")
     assert write_text(path, "ü") == path and path.read_text(encoding="utf-8") == "ü"
     assert [file.name for file in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_place_that_cannot_be_written_to_is_refused_and_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_text(tmp_path / "file", "mine")
+    for place in (tmp_path, tmp_path / "new", tmp_path / "new" / "deep"):
+        require_writable(place, "--output")
+    for place in (file, file / "new", file / "new" / "deep"):
+        with pytest.raises(ValueError, match=f"--output cannot be made: {file} is no folder"):
+            require_writable(place, "--output")
+    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
+    with pytest.raises(ValueError, match=f"{tmp_path} cannot be written to"):
+        require_writable(tmp_path / "new", "--output")
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_what_fails_on_the_way_leaves_the_old_file_and_nothing_beside_it(

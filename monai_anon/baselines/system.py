@@ -20,6 +20,7 @@ from monai_anon import losses
 from monai_anon.cohort import Cohort
 from monai_anon.engines import Resume, Step, StepTrainer
 from monai_anon.handlers import save_weights
+from monai_anon.initial_weights import read_tensors
 from monai_anon.networks import Recogniser
 from monai_anon.optimisation import Optimisation, Updater
 from monai_anon.pairs import PairLoader
@@ -209,7 +210,7 @@ def train_system(system: System, setting: Setting, folder: Path, title: str) -> 
 
 def load_system(system: System, file: Path) -> System:
     """A system with the tensors of a file; buffers take the shapes that they have there."""
-    state = torch.load(file, map_location="cpu", weights_only=True)
+    state = read_tensors(file)
     for name, buffer in list(system.named_buffers()):
         if name in state and state[name].shape != buffer.shape:
             place, _, last = name.rpartition(".")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -111,11 +111,16 @@ class Judges:
         Raises:
             ValueError: the file is no judges' file.
         """
-        with safe_open(str(path), framework="pt") as file:
-            header = file.metadata() or {}
-            if "judges" not in header:
-                raise ValueError(f"{path} holds no judges: its header names {sorted(header)}, not 'judges'")
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                header = file.metadata() or {}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a dict)
+        except SafetensorError as error:
+            raise ValueError(
+                f"{path} holds no judges: it is damaged, or no file that `monai-anon judges` wrote"
+            ) from error
+        if "judges" not in header:
+            raise ValueError(f"{path} holds no judges: its header names {sorted(header)}, not 'judges'")
         about = json.loads(header["judges"])
         channels, planes = about["settings"]["channels"], tuple(about["settings"]["schedule"]["planes"])
         verifier = Verifier(channels, planes)

@@ -20,6 +20,7 @@ from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.channel import Channel
 from monai_anon.datasets import file_digest
 from monai_anon.handlers import read_record
+from monai_anon.initial_weights import read_tensors
 from monai_anon.readers import to_model_range, to_uint8
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def trained_subject(
 
     Raises:
         FileNotFoundError: there is no model; names the commands that make one.
-        ValueError: the weights do not fit.
+        ValueError: it is no file of weights, or they do not fit.
     """
     if not file.exists():
         raise FileNotFoundError(
@@ -101,8 +102,8 @@ def trained_subject(
             "BUNDLE/configs/train.json, then the same with train_identity_vae.json (BUNDLE: bundles/chest, say)"
         )
     try:
-        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
-    except RuntimeError as error:
+        network.load_state_dict(read_tensors(file))
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"{file} does not fit the configured networks (image_size, latent_sizes, widths?): {error}"
         ) from error

@@ -74,7 +74,7 @@ def read_query(path: Path, said: InferenceSettings, to_gray: bool, refuse_text: 
     try:
         found = read_original(path, said.image_size, said.channels, to_gray=to_gray)
     except ReadError as error:
-        raise ValueError(f"the query cannot be used: it {error.reason}") from error
+        raise ValueError(f"the query cannot be used: {error.reason}") from error
     except OSError as error:
         raise ValueError(f"the query cannot be read ({error.strerror})") from error
     if refuse_text and found.header is not None and found.header.text_risk is not None:

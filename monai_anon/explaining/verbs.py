@@ -13,6 +13,7 @@ import typer
 from monai_anon.evaluation.verbs import CHEST, EpsilonOption, ModelOption, OverlayOption, PolicyOption, PrototypesOption
 from monai_anon.explaining.preparing import prepared, read_query, require_gate
 from monai_anon.release_verbs import BundleOption, DeviceOption, JudgesOption, SiteOption
+from monai_anon.whole_files import require_writable, write_bytes
 
 if TYPE_CHECKING:
     from monai_anon.explaining.explanation import Passes
@@ -194,12 +195,12 @@ def counterfactual(
     from monai_anon.jobs import shown
     from monai_anon.originals import quiet_decoders
     from monai_anon.readers import to_model_range
-    from monai_anon.whole_files import write_bytes
 
     if output.suffix.lower() != ".png" or output.is_dir():
         raise ValueError(f"--output is {shown(output)}; it must be a file name that ends in .png")
     if os.path.lexists(output) and (not overwrite or output.resolve() == image.resolve()):
         raise ValueError(f"{shown(output)} exists already; --overwrite replaces it, unless it is IMAGE")
+    require_writable(output.parent, "--output")
     if keep_identity and (site is not None or judges is not None):
         raise ValueError(
             "--keep-identity shows the image's own person, which the gate of --site is there to refuse; leave one out"
@@ -247,13 +248,13 @@ def _refuse_target(output: Path, overwrite: bool) -> None:
     if there - ({PAGE, RECORD} if overwrite else set()):
         hint = "it holds other files than an explanation's" if overwrite else "--overwrite replaces an explanation"
         raise ValueError(f"{shown(output)} is not empty ({hint}); choose another --output")
+    require_writable(output, "--output")
+    require_writable(output.parent, "--output")
 
 
 def _write_together(output: Path, files: dict[str, str], mode: int) -> None:
     """All files or none: a new folder appears with all of them in it; in an old one each is replaced whole."""
     import shutil
-
-    from monai_anon.whole_files import write_bytes
 
     output.parent.mkdir(parents=True, exist_ok=True)
     draft = output.with_name(f".{secrets.token_hex(8)}.part")

@@ -89,7 +89,7 @@ def _refuse_to_replace(out: Path, overwrite: bool) -> None:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not overwrite:
-        raise FileExistsError(f"{out} exists already; ask for overwriting or choose another place")
+        raise FileExistsError(f"{out} exists already; --overwrite replaces it, or choose another place")
     # A folder of anything else is never deleted, whatever was asked for.
     manifest = out / MANIFEST_NAME
     if not manifest.is_file() or f'"{SETTINGS_KEY}"' not in manifest.read_text(encoding="utf-8", errors="replace"):
