@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from monai_anon.channel import Channel
-from monai_anon.handlers import save_weights
 from monai_anon.initial_weights import TEMPLATES
+from monai_anon.model_files import save_weights
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 
 logger = logging.getLogger("monai_anon")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_anon.channel import ChannelError
-from monai_anon.initial_weights import read_tensors
+from monai_anon.model_files import bundle_name, read_record, read_tensors
 
 _CONFIG = Path("configs") / "inference.json"
 _LISTED = 3  # entries that an error about weights names
@@ -49,7 +49,8 @@ def load_anonymizer(
 
     Raises:
         BundleError: no such bundle, config or overlay, a config that cannot be built, no model file (names the commands
-            that make one), weights that do not fit, are not finite, or hold no prototypes where the policy needs them.
+            that make one), a model of another bundle, weights that do not fit, are not finite, or hold no prototypes
+            where the policy needs them.
     """
     bundle = Path(bundle)
     config = bundle / _CONFIG
@@ -67,6 +68,7 @@ def load_anonymizer(
             f"{config}: network_def is a {type(network).__name__}; it must be an anonymizer that takes the noise of "
             "each image, as monai_anon.anonymizers.LatentSwapAnonymizer does"
         )
+    _require_own(file, bundle)
     _load_weights(network, file, config)
     network.to(device).eval().requires_grad_(False)
     return network, InferenceSettings(int(values["image_size"]), int(values["channels"]), file)
@@ -149,6 +151,16 @@ def _missing_model(bundle: Path, file: Path) -> str:
         f"{file} is missing; train one with\n  {run}/train.json\n  {run}/train_identity_vae.json\n"
         f"and then use --model {trained}"
     )
+
+
+def _require_own(file: Path, bundle: Path) -> None:
+    """Refuse a model whose record names another bundle: networks of equal shapes would take it without a word."""
+    try:
+        made_by, own = read_record(file).get("bundle"), bundle_name(bundle)
+    except ValueError as error:
+        raise BundleError(str(error)) from error
+    if made_by and own and made_by != own:
+        raise BundleError(f"{file} is a model of the bundle {made_by!r}; {bundle} is {own!r}: name its own by --bundle")
 
 
 def _load_weights(network: nn.Module, file: Path, config: Path) -> None:

@@ -2,7 +2,6 @@
 MONAI's and Ignite's.
 """
 
-import json
 import logging
 import math
 import time
@@ -21,11 +20,11 @@ from monai_anon import losses
 from monai_anon.cohort import Cohort
 from monai_anon.compute import Compute, described, uncompiled
 from monai_anon.engines import StepTrainer
+from monai_anon.model_files import read_record, save_weights, write_record
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 from monai_anon.pairs import PairLoader
 from monai_anon.ranks import first_rank, world_size
 from monai_anon.readers import to_uint8
-from monai_anon.whole_files import write_text
 
 logger = logging.getLogger("monai_anon")
 
@@ -241,47 +240,6 @@ class BestModel:
 
     def load_state_dict(self, state: Mapping[str, float]) -> None:
         self.best, self.epoch_kept = state["best"], int(state.get("epoch_kept", 0))
-
-
-def save_weights(weights: Mapping[str, Tensor], path: Path) -> None:
-    """A state dict (tensors only), written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(path.suffix + ".part")
-    torch.save({name: tensor.detach().cpu().clone() for name, tensor in weights.items()}, draft)
-    draft.replace(path)
-
-
-def read_record(model_file: str | Path) -> dict[str, Any]:
-    """What a training wrote beside its weights, for comparisons at equal compute; empty where it wrote nothing.
-
-    Returns:
-        `images_seen` (batches times images I_ori a batch, repetitions counted), `iterations`, `epoch_kept` (whose
-        weights are in the file), `seconds` (wall time over all resumed runs, up to the last validation) and `seed`.
-        Of a `model.pt` they are stage 1's, and stage 2's own stand under `identity_vae`, where an image is a latent.
-
-    Raises:
-        ValueError: the record is no JSON object; names it.
-    """
-    path = Path(model_file).with_suffix(".json")
-    if not path.is_file():
-        return {}
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no training record: {error}") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} is no training record: it holds a {type(record).__name__}, not an object")
-    return record
-
-
-def write_record(record: Mapping[str, Any], model_file: str | Path) -> Path:
-    """The record of a weights file beside it, written whole or not at all; returns its path."""
-    return write_text(Path(model_file).with_suffix(".json"), json.dumps(dict(record), indent=4) + "\n")
-
-
-def carry_record(disentangler: str, identity_vae: str, path: str) -> Path:
-    """Stage 1's record beside the file that joins both stages, stage 2's under `identity_vae`."""
-    return write_record(read_record(disentangler) | {"identity_vae": read_record(identity_vae)}, path)
 
 
 class ImageGrid:

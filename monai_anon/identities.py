@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_anon.cohort import Cohort
-from monai_anon.initial_weights import read_tensors
+from monai_anon.model_files import read_tensors
 from monai_anon.networks import Disentangler, IdentityVAE, Latents
 from monai_anon.variation import as_others, person_fields
 

@@ -2,42 +2,15 @@
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
 
-import torch
 from torch import Tensor, nn
+
+from monai_anon.model_files import read_tensors
 
 logger = logging.getLogger("monai_anon")
 TEMPLATES = "identity_classifier."
 """How the names of a disentangler's weights begin that have a row for each training patient."""
 NEW_IN_A_LARGER = ("encoder.stem.", "decoder.final_norm.", "decoder.head.")
-
-
-def read_tensors(file: str | Path) -> Any:
-    """What `torch.save` wrote into a file, tensors and containers of them only; nothing in it is run.
-
-    Raises:
-        ValueError: another file, whatever it is; names it.
-        OSError: there is none, or it cannot be read.
-    """
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    # The bytes of a text or a picture are read as instructions, which fail in whichever way they please.
-    except (
-        UnpicklingError,
-        ArithmeticError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        raise ValueError(f"{file} is no file of tensors (a state dict written by torch.save)") from error
 
 
 def initialised(model: nn.Module, path: str | None) -> nn.Module:

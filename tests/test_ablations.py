@@ -23,8 +23,8 @@ from monai_anon.evaluation.ablations.run import Reconstructions, run_ablation, t
 from monai_anon.evaluation.protocol import Settings
 from monai_anon.evaluation.reporting.runs import read_pictures, read_run
 from monai_anon.evaluation.tables import PAPER, Row, read_rows
-from monai_anon.handlers import save_weights, write_record
 from monai_anon.manifest import load_manifest
+from monai_anon.model_files import save_weights, write_record
 from monai_anon.phantoms import chest
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -7,8 +7,8 @@ from tiny import LATENT_SIZES, SIZE, tiny_channel, tiny_cohort, tiny_disentangle
 from monai_anon.anonymizers import LatentSwapAnonymizer, ModelFile
 from monai_anon.channel import POLICIES, ChannelError
 from monai_anon.channel_fitting import fit_channel
-from monai_anon.handlers import save_weights
 from monai_anon.identities import build_gallery
+from monai_anon.model_files import save_weights
 from monai_anon.networks import IdentityVAE
 
 IDENTITY_NOISE = 5

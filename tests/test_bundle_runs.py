@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from monai_anon.evaluation.aggregation import about_persons
 from monai_anon.evaluation.tables import JUDGES
-from monai_anon.handlers import read_record
+from monai_anon.model_files import read_record
 from monai_anon.preconditions import FolderError, MissingFileError, unwrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -149,6 +149,7 @@ def test_the_records_of_both_stages_stand_beside_their_weights(trained: Trained)
     assert (stage_1["images_seen"], stage_1["iterations"], stage_1["epoch_kept"], stage_1["seed"]) == (48, 6, 1, 0)
     assert {name: both[name] for name in stage_1} == stage_1
     assert both["identity_vae"]["iterations"] == 50
+    assert both["bundle"] == "Chest radiograph anonymisation by disentanglement"
 
 
 @of(CHEST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from typer.testing import CliRunner
 
 from monai_anon.__main__ import app
 from monai_anon.bundles import BundleError, chosen_device, load_anonymizer
+from monai_anon.model_files import bundle_name
 
 
 @pytest.fixture
@@ -206,6 +208,21 @@ def test_a_model_file_is_read_as_tensors_only(bundle: Path, tmp_path: Path) -> N
     torch.save([torch.zeros(1)], file)
     with pytest.raises(BundleError, match="no state dict"):
         load_anonymizer(bundle)
+
+
+def test_a_model_whose_record_names_another_bundle_is_refused(tmp_path: Path) -> None:
+    model, own = tmp_path / "model.pt", CHEST.folder / "models" / "model.pt"
+    shutil.copy(own, model)
+    load_anonymizer(CHEST.folder, model)  # without a record nobody can tell
+    record = model.with_suffix(".json")
+    record.write_text(json.dumps({"bundle": bundle_name(CHEST.folder)}))
+    load_anonymizer(CHEST.folder, model)
+    record.write_text(json.dumps({"bundle": bundle_name(CHEST.folder.parent / "iris")}))
+    with pytest.raises(BundleError, match=r"model\.pt is a model of the bundle 'Iris .* is 'Chest .*--bundle"):
+        load_anonymizer(CHEST.folder, model)
+    record.write_text("[")
+    with pytest.raises(BundleError, match=r"model\.json is no training record"):
+        load_anonymizer(CHEST.folder, model)
 
 
 def test_an_unknown_device_is_refused() -> None:

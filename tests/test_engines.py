@@ -25,13 +25,10 @@ from monai_anon.handlers import (
     ReplacementScore,
     TrainingCollapse,
     VAEScore,
-    carry_record,
-    read_record,
     replacement_grid,
-    save_weights,
-    write_record,
 )
 from monai_anon.identity_objectives import ContrastiveIdentity
+from monai_anon.model_files import carry_record, read_record, save_weights, write_record
 from monai_anon.networks import IdentityVAE, Latents
 from monai_anon.optimisation import Optimisation
 from monai_anon.pairs import PairLoader
@@ -533,6 +530,12 @@ def test_the_record_of_both_stages_is_the_first_ones_with_the_seconds_beside_it(
     assert carry_record(*files) == tmp_path / "joined" / "model.json"
     assert read_record(files[2]) == {"images_seen": 180, "seed": 3, "identity_vae": {"images_seen": 20}}
     assert read_record(tmp_path / "absent.pt") == {}
+    (tmp_path / "configs").mkdir()
+    carry_record(*files, str(tmp_path))  # a folder without metadata has no name
+    assert "bundle" not in read_record(files[2])
+    (tmp_path / "configs" / "metadata.json").write_text('{"name": "Knees"}')
+    carry_record(*files, str(tmp_path))
+    assert read_record(files[2])["bundle"] == "Knees"
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

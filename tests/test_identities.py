@@ -8,7 +8,6 @@ import torch
 from tiny import tiny_cohort, tiny_disentangler
 
 from monai_anon.cohort import Cohort
-from monai_anon.handlers import save_weights
 from monai_anon.identities import (
     AveragedIdentities,
     FrozenEncoderError,
@@ -20,6 +19,7 @@ from monai_anon.identities import (
     gallery_of_others,
     load_disentangler,
 )
+from monai_anon.model_files import save_weights
 from monai_anon.networks import IdentityVAE
 
 

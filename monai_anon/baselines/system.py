@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from monai_anon import losses
 from monai_anon.cohort import Cohort
 from monai_anon.engines import Resume, Step, StepTrainer
-from monai_anon.handlers import save_weights
-from monai_anon.initial_weights import read_tensors
+from monai_anon.model_files import read_tensors, save_weights
 from monai_anon.networks import Recogniser
 from monai_anon.optimisation import Optimisation, Updater
 from monai_anon.pairs import PairLoader

@@ -28,7 +28,7 @@ from monai_anon.evaluation.record import is_generated, revision
 from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.subjects import Subject
 from monai_anon.evaluation.tables import Row, write_rows
-from monai_anon.handlers import save_weights
+from monai_anon.model_files import save_weights
 from monai_anon.whole_files import write_text
 
 FAILED, SAMPLE = "failed.txt", "sample.pt"

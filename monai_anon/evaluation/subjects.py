@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.channel import Channel
 from monai_anon.datasets import file_digest
-from monai_anon.handlers import read_record
-from monai_anon.initial_weights import read_tensors
+from monai_anon.model_files import read_record, read_tensors
 from monai_anon.readers import to_model_range, to_uint8
 
 if TYPE_CHECKING:

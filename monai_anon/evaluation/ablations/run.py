@@ -28,9 +28,9 @@ from monai_anon.evaluation.figures import Column, Picture, choose_people, draw_c
 from monai_anon.evaluation.protocol import OwnBench, Settings
 from monai_anon.evaluation.record import is_generated, machine, revision
 from monai_anon.evaluation.tables import Row, read_rows, write_rows
-from monai_anon.handlers import read_record
 from monai_anon.identities import load_disentangler
 from monai_anon.manifest import MANIFEST_NAME, Manifest, load_manifest
+from monai_anon.model_files import read_record
 from monai_anon.phantoms import load_phantom
 from monai_anon.readers import to_model_range
 from monai_anon.whole_files import write_text
