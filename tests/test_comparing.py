@@ -116,7 +116,7 @@ def test_unknown_systems_are_refused_and_a_dry_run_writes_nothing(tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-def test_systems_of_one_training_are_one_group_and_the_untrained_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_systems_of_one_training_are_one_group_and_the_largest_come_first(monkeypatch: pytest.MonkeyPatch) -> None:
     class Shared(Toy):
         shares = "one"
 
@@ -125,7 +125,7 @@ def test_systems_of_one_training_are_one_group_and_the_untrained_come_first(monk
 
     few = {"toy": Toy, "first": Shared, "none": BASELINES["none"], "second": Other, "blur": Blur}
     monkeypatch.setattr(systems, "BASELINES", few)
-    assert systems.groups(list(few)) == [["none", "blur"], ["first", "second"], ["toy"]]
+    assert systems.groups(list(few)) == [["first", "second"], ["none", "blur"], ["toy"]]
     assert systems.chosen(["blur", "toy"]) == ["toy", "blur"]
 
 
