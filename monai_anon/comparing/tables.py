@@ -41,6 +41,7 @@ PAPERS = {"vae-privacy": "VAE with privacy loss", "montenegro-2023": "Montenegro
 """Systems of Table 3 that the paper prints chest figures of."""
 ROWS_3 = ("pp-sir", "averaging-6", "averaging-12", "averaging-all", "vae", "montenegro-2023", "vae-privacy", "ours")
 LIKE_NOBODY = 0.5
+TOO_NEAR = 0.025  # AUC: labels would cover each other
 READING = """\
 AUC .5 is chance, for P1 and P2 (is it the same patient?) and for *everyone* (is a release nearer to a training patient
 than an untouched image of somebody else is? above .5 it is). 95 % intervals over patients. KID and precision are of the
@@ -122,19 +123,37 @@ def draw_trade_off(outcomes: Sequence[Outcome], path: Path) -> Path | None:
     drawn = [(one, x, y.value) for one, x, y in places if x is not None and y is not None and y.value is not None]
     if not drawn:
         return None
-    figure = Figure(figsize=(8, 6), dpi=110)
+    figure = Figure(figsize=(9, 6), dpi=110)
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.axvline(LIKE_NOBODY, color="0.7", linewidth=1, linestyle=":")
-    for number, (one, x, y) in enumerate(sorted(drawn, key=lambda place: (place[2], place[1]))):
-        axes.plot(x, y, "o", markersize=6, color="tab:red" if one.name == "ours" else "tab:blue")
-        away = (6, 4 if number % 2 else -9)
-        axes.annotate(one.name, (x, y), xytext=away, textcoords="offset points", fontsize=7)
+    for number, (one, x, y) in enumerate(drawn, start=1):
+        color = "tab:red" if one.name == "ours" else "tab:blue"
+        axes.plot(x, y, "o", markersize=6, color=color, label=f"{number}  {one.name}")
+    for numbers, x, y in _clusters([(x, y) for _, x, y in drawn]):
+        text = ", ".join(str(1 + number) for number in numbers)
+        if x > (1 + LIKE_NOBODY) / 2:
+            axes.annotate(text, (x, y), (-7, -3), textcoords="offset points", fontsize=8, ha="right")
+        else:
+            axes.annotate(text, (x, y), (7, -3), textcoords="offset points", fontsize=8)
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5), fontsize=8, handlelength=0, frameon=False)
     axes.set_xlabel("who it is: AUC of the stronger of P1 and P2 (.5: chance)")
     axes.set_ylabel("what it shows: the judge's AUC of the finding")
     axes.grid(alpha=0.2)
     figure.tight_layout()
     return save_png(figure, path)
+
+
+def _clusters(places: Sequence[tuple[float, float]]) -> list[tuple[list[int], float, float]]:
+    """Places that are too near for labels of their own: which ones, and where the first of them is."""
+    found: list[tuple[list[int], float, float]] = []
+    for number, (x, y) in enumerate(places):
+        near = (which for which, a, b in found if abs(a - x) < TOO_NEAR and abs(b - y) < TOO_NEAR)
+        if (cluster := next(near, None)) is None:
+            found.append(([number], x, y))
+        else:
+            cluster.append(number)
+    return found
 
 
 def strongest(one: Outcome) -> float | None:
