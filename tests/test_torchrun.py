@@ -79,7 +79,7 @@ def train_all(folder, starts, rank):
 def main(folder):
     rank = int(os.environ["RANK"])
     with ExitStack() as stack:
-        for writing in ("torch.save", "monai_anon.handlers.write_text", "PIL.Image.Image.save") if rank else ():
+        for writing in ("torch.save", "monai_anon.model_files.write_text", "PIL.Image.Image.save") if rank else ():
             stack.enter_context(mock.patch(writing, side_effect=AssertionError(f"{writing} by rank {rank}")))
         made = train_all(folder, int(os.environ["TORCHELASTIC_RESTART_COUNT"]), rank)
     torch.save(made, folder / f"rank_{rank}.pt")
