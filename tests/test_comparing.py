@@ -164,6 +164,12 @@ def test_a_comparison_is_what_its_file_says(tmp_path: Path) -> None:
     assert read_comparison(tmp_path / "run") == asked
 
 
+def test_places_too_near_for_labels_of_their_own_share_one() -> None:
+    found = tables._clusters([(0.5, 0.5), (0.51, 0.51), (0.5, 0.6), (0.52, 0.49)])
+    assert [numbers for numbers, _, _ in found] == [[0, 1, 3], [2]]
+    assert found[0][1:] == (0.5, 0.5)
+
+
 def test_tables_show_failures_bounds_and_what_the_paper_printed() -> None:
     rows = [Row("vae-privacy", "toy", metric, 0.75, 0.7, 0.8) for metric in ("static_auc", "judge_finding_auc")]
     rows.append(Row("vae-privacy", "toy", "proved", None, note="5 bits"))

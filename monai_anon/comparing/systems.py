@@ -31,7 +31,7 @@ class Budget:
     """What every system gets: `batches` of `batch_size` anchors each, and the seed of its training."""
 
     batches: int
-    batch_size: int = 16
+    batch_size: int
     seed: int = 0
 
     @property
