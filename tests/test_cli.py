@@ -409,6 +409,30 @@ def test_evaluate_refuses_an_unknown_attack_and_plans_without_doing(people: Path
     assert planned.exit_code == 0 and "none: static" in planned.stdout and not (tmp_path / "run").exists()
 
 
+def test_several_bundles_are_measured_in_one_run_each_into_its_own_folder(
+    tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[tuple[Path, str]] = []
+
+    class Told:
+        def __init__(self, bundle: Path, settings: dict[str, object]) -> None:
+            measured.append((bundle, str(settings["output_dir"])))
+            self.note = "no verdict: too little" if bundle.name == "iris" else ""
+
+        def run(self) -> list[Told]:
+            return [self]
+
+    monkeypatch.setattr("monai_anon.evaluation.evaluation.bundle_evaluation", Told)
+    chest, iris = (root / "bundles" / name for name in ("chest", "iris"))
+    result = call("evaluate", "--bundle", iris, "--bundle", chest, "--output", tmp_path)
+    assert measured == [(iris, str(tmp_path / "iris")), (chest, str(tmp_path / "chest"))]
+    assert result.exit_code == 3 and f"{iris}: no verdict" in result.stderr and str(chest) not in result.stderr
+    one = call("evaluate", "--bundle", iris, "--bundle", chest, "--model", chest / "models" / "model.pt")
+    assert one.exit_code == 2 and "--model is one bundle's, and --bundle names 2" in one.stderr
+    twice = call("evaluate", "--bundle", iris, "--bundle", iris)
+    assert twice.exit_code == 2 and "['iris', 'iris']" in twice.stderr and len(measured) == 2
+
+
 def test_a_dry_run_makes_no_cohort(tmp_path: Path, root: Path) -> None:
     configs = tmp_path / "bundle" / "configs"
     configs.mkdir(parents=True)

@@ -68,6 +68,7 @@ def of(rows, method):
 def test_untouched_images_are_named_and_what_is_left_of_nobody_is_not(found):
     untouched, hidden = of(found, "none"), of(found, "gray")
     assert untouched["identification_accuracy"].value > 0.8
+    assert untouched["identification_adapted_accuracy"].value > 0.8
     assert untouched["identification_true_confidence"].value > 0.6
     assert untouched["identification_entropy"].value < 0.5
     assert hidden["identification_accuracy"].value == pytest.approx(1 / PEOPLE, abs=0.07)
@@ -139,6 +140,30 @@ def test_where_people_are_apart_nobody_can_be_named(none, scene):
     (only,) = identification(none, stranger)
     assert only.note.startswith("not applicable") and "no test person is in training" in only.note
     assert "not applicable" in attack_table([only]).to_string()
+
+
+def test_who_learns_releases_finds_the_hidden_and_knows_when_nobody_can_be_found(found, scene):
+    """Images upside down in negative fool a network of upright ones; faint noise fools both, and the second knows."""
+    hidden = of(found, "gray")
+    assert hidden["identification_adapted_accuracy"].value == pytest.approx(1 / PEOPLE, abs=0.07)
+    assert hidden["identification_adapted_confidence_ratio"].value < 2
+    assert hidden["identification_adapted_entropy"].value > 0.9
+    turned = of(identification(subject(lambda images: -images.flip(2), "turned"), scene), "turned")
+    assert turned["identification_adapted_accuracy"].value > 0.6 > turned["identification_accuracy"].value
+    assert turned["identification_adapted_true_confidence"].value > 0.4
+
+
+def test_one_person_in_ten_is_a_stranger_to_the_network(none, monkeypatch):
+    monkeypatch.setattr(attack, "LEAST_LEFT_OUT", 1)
+    scene = closed_scene(PEOPLE)
+    network = identifier(scene)
+    assert len(network.codes) == PEOPLE - 1 and network.chance == pytest.approx(1 / (PEOPLE - 1))
+    (left,) = set(range(PEOPLE)) - set(network.codes.tolist())
+    assert network.classes(np.array([left, network.codes[3], OUTSIDE])).tolist() == [OUTSIDE, 3, OUTSIDE]
+    own = of(identification(none, scene), JUDGES)
+    assert own["identification_accuracy"].n == 2 * (PEOPLE - 1)
+    assert own["identification_stranger_confidence"].n == 4, "the one left out, and the one of the test part alone"
+    assert own["identification_stranger_confidence"].value < own["identification_confidence"].value
 
 
 def test_the_network_has_a_budget_and_never_sees_the_anonymizer():
@@ -300,6 +325,9 @@ def test_who_is_named_more_often_than_by_chance_is_singled_out():
     untouched = named(0.9, 0.8, 1.0, "none")
     assert singled_out(closed(*named(0.2, 0.1, 0.3), *untouched))["identification (P10)"].outcome == "fails"
     assert singled_out(closed(*named(0.06, 0.02, 0.1), *untouched))["identification (P10)"].outcome == "chance"
+    adapted = row("identification_adapted_accuracy", 0.3, 0.2, 0.4)
+    check = singled_out(closed(*named(0.06, 0.02, 0.1), adapted, *untouched))["identification (P10)"]
+    assert check.outcome == "fails" and "chance is 0.050" in check.sentence
     assert singled_out(closed(*named(0.06, 0.02, 0.1)))["identification (P10)"].outcome == "open"
     assert singled_out(closed(row("static_auc", 0.5)))["identification (P10)"].outcome == "open"
     assert "identification (P10)" not in singled_out([*judge(0.97), row("static_auc", 0.5)])

@@ -73,6 +73,7 @@ CLOSED_QUALITY = {
     "by chance": "identification_chance",
     "largest confidence": "identification_confidence",
     "less accuracy": "identification_overconfidence",
+    "of strangers": "identification_stranger_confidence",
 }
 CLOSED_SET = (
     "A closed set: the test people are in the training part, too, by other images. The verifier and whatever learns "

@@ -11,8 +11,15 @@ NO_VERDICT = 3
 CHEST = Path("bundles/chest")
 
 BundleOption = Annotated[Path, typer.Option(help="Folder of the bundle whose evaluate.json is used.")]
+BundlesOption = Annotated[
+    Optional[list[Path]],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
+    typer.Option(
+        help="Folder of the bundle whose evaluate.json is used. May be repeated: each bundle's own model and data, one "
+        "after the other, into RUN/NAME.  [default: bundles/chest]"
+    ),
+]
 ManifestOption = Annotated[
-    Optional[Path],  # noqa: UP045 - typer reads this at run time, on Python 3.10 too
+    Optional[Path],  # noqa: UP045
     typer.Option(help="A manifest or its folder.  [default: the generated cohort, made when absent]"),
 ]
 ModelOption = Annotated[
@@ -87,7 +94,7 @@ def judges(bundle: BundleOption = CHEST, manifest: ManifestOption = None, judges
 
 
 def evaluate(
-    bundle: BundleOption = CHEST,
+    bundle: BundlesOption = None,
     manifest: ManifestOption = None,
     model: ModelOption = None,
     anonymizer: Annotated[
@@ -148,6 +155,7 @@ def evaluate(
     Example:
       monai-anon evaluate --bundle bundles/chest --output runs/shipped
       monai-anon evaluate --anonymizer monai_anon.baselines:Blur --attacks static,adaptive --output runs/blur
+      monai-anon evaluate --bundle bundles/chest --bundle bundles/iris --bundle bundles/face --attacks no --content no
     """  # noqa: D301
     from monai_anon.evaluation.evaluation import bundle_evaluation, planned
 
@@ -168,12 +176,38 @@ def evaluate(
         "seed": seed,
         "pictures": pictures or None,
     }
+    plans = _by_bundle(bundle or [CHEST], overrides)
     if dry_run:
-        for line in planned(bundle, overrides):
-            typer.echo(line)
+        for one, settings in plans:
+            for line in planned(one, settings):
+                typer.echo(line if len(plans) == 1 else f"{one}: {line}")
         return
-    rows = bundle_evaluation(bundle, overrides).run()
-    _end_without(next((row.note for row in rows if row.note.startswith("no verdict")), ""))
+    verdicts = []
+    for one, settings in plans:
+        rows = bundle_evaluation(one, settings).run()
+        verdicts += [f"{one}: {row.note}" for row in rows if row.note.startswith("no verdict")][:1]
+    _end_without("\n".join(verdicts))
+
+
+def _by_bundle(bundles: list[Path], overrides: dict[str, object]) -> list[tuple[Path, dict[str, object]]]:
+    """Each bundle with its own settings; of several each writes into a folder of its own name.
+
+    Raises:
+        ValueError: one manifest or model for several bundles, or two folders of one name.
+    """
+    if len(bundles) == 1:
+        return [(bundles[0], overrides)]
+    for option, entry in (("--manifest", "manifest"), ("--model", "model_file")):
+        if overrides[entry] is not None:
+            raise ValueError(f"{option} is one bundle's, and --bundle names {len(bundles)}; give one --bundle")
+    names = [bundle.resolve().name for bundle in bundles]
+    if len(set(names)) < len(names):
+        raise ValueError(f"--bundle names folders called {names}; each needs a name of its own")
+    output = overrides["output_dir"]
+    return [
+        (bundle, overrides | {"output_dir": str(Path(str(output)) / name) if output is not None else None})
+        for bundle, name in zip(bundles, names, strict=True)
+    ]
 
 
 def report(

@@ -3,11 +3,14 @@
 The paper's privacy figure for multi-class identity (section 4.3) is the largest confidence of such a network on
 anonymised images; ideally each of N people gets 1 / N. That alone says little: a network is sure of much that it has
 never seen the like of, and sure of the wrong person. So confidences are calibrated (one temperature, Guo et al. 2017,
-on untouched validation images), and the accuracy, whose chance is known, stands beside them.
+on untouched validation images), the accuracy, whose chance is known, stands beside them, and so does how sure the
+network is of people whom it was never shown. A second network goes on learning from releases and is calibrated on
+releases: its confidence is what who has the anonymizer may believe.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -35,7 +38,10 @@ SEED = 2000
 """Added to the scene's: the network's own, apart from the judges' and an anonymizer's."""
 LEAST_BEYOND_CHANCE = 0.5
 """Of the way from chance to 1, what the accuracy on untouched images must have gone for any figure on released ones."""
-COOLEST, HOTTEST = np.log(0.05), np.log(20.0)
+COOLEST, HOTTEST = np.log(0.05), np.log(1000.0)
+LEFT_OUT, LEAST_LEFT_OUT = 10, 5
+"""One of so many training people is not shown to the network, where at least so many would be: strangers to it."""
+ADAPTED = "identification_adapted"
 DISJOINT = f"{NOT_APPLICABLE}: the manifest is no closed set, so no test person is among those that could be named"
 
 
@@ -66,20 +72,23 @@ class Identifier:
         return batched(self.network, images, self.device, 256)[0].astype(np.float64)
 
     def classes(self, codes: Array) -> Array:
-        """(N,) place of training codes among the logits; `OUTSIDE` stays what it is."""
-        return np.where(codes == OUTSIDE, OUTSIDE, np.searchsorted(self.codes, codes))
+        """(N,) place of training codes among the logits; `OUTSIDE` for who has none."""
+        place = np.searchsorted(self.codes, codes).clip(max=len(self.codes) - 1)
+        return np.where(self.codes[place] == codes, place, OUTSIDE)
 
 
 def identification(subject: Subject, scene: Scene) -> list[Row]:
     """P10: an independent classifier of the training people, trained on real training images alone, names whom
-    untouched and released test images show. It never sees the anonymizer; attackers that do are P2, P4 and P6.
+    untouched and released test images show; then one that has gone on with releases of the training part.
 
     Returns:
         Of released images `identification_accuracy` (rank 1), `identification_chance`, `identification_confidence` (the
         mean of the largest, calibrated), `identification_confidence_ratio` (to chance),
         `identification_raw_confidence` (not calibrated: the paper's), `identification_true_confidence` (in the right
-        person) and `identification_entropy` (0 to 1: of log N). Before them the network's own on untouched images, as
-        the judges'. No figure where it is too weak there, nor where the manifest is no closed set.
+        person) and `identification_entropy` (0 to 1: of log N), and the same as `identification_adapted_*` of the
+        network that learnt releases, calibrated on the validation part's. Before them the first one's own on untouched
+        images, as the judges', and `identification_stranger_confidence`, on people whom it was not shown. No figure
+        where it is too weak there, nor where the manifest is no closed set.
     """
     if scene.silence:
         return [scene.silent(subject, "identification_accuracy", scene.silence)]
@@ -88,10 +97,11 @@ def identification(subject: Subject, scene: Scene) -> list[Row]:
     own = quality_rows(scene)
     if why := verdict(own):
         return [*own, scene.silent(subject, "identification_accuracy", why)]
-    found = identifier(scene)
-    rows = figures(subject, scene, [found.logits(one.images) for one in scene.releases(subject, "test")])
+    found, asked = identifier(scene), scene.releases(subject, "test")
+    rows = figures(subject, scene, found, [found.logits(one.images) for one in asked])
     rows.insert(1, scene.plain(subject, "identification_chance", found.chance, n=len(found.codes)))
-    return [*own, *rows]
+    after = adapted(subject, scene)
+    return [*own, *rows, *figures(subject, scene, after, [after.logits(one.images) for one in asked], ADAPTED)]
 
 
 def not_applicable(scene: Scene) -> str:
@@ -125,7 +135,8 @@ def identified(subject: Subject, scene: Scene, generated: Tensor) -> list[Row]:
     prefix = "judge_identification"
     if why := scene.silence or not_applicable(scene) or verdict(quality_rows(scene)):
         return [scene.silent(subject, f"{prefix}_{name}", why) for name in ("accuracy", "confidence")]
-    return figures(subject, scene, [identifier(scene).logits(generated)], prefix)[:2]
+    found = identifier(scene)
+    return figures(subject, scene, found, [found.logits(generated)], prefix)[:2]
 
 
 # ---- figures ----
@@ -138,18 +149,24 @@ def quality_rows(scene: Scene) -> list[Row]:
     if "identification quality" not in scene.memo:
         found, untouched = identifier(scene), Subject(JUDGES, lambda images, _: images)
         logits = found.logits(scene.test.images)
-        rows = figures(untouched, scene, [logits])
+        rows = figures(untouched, scene, found, [logits])
         rows.insert(1, scene.plain(untouched, "identification_chance", found.chance, n=len(found.codes)))
         p = probabilities(logits, found.temperature)
-        over = p.max(axis=1) - hits(p, found.classes(scene.known))
-        scene.memo["identification quality"] = [*rows, scene.mean(untouched, "identification_overconfidence", over)]
+        largest, true = p.max(axis=1), found.classes(scene.known)
+        stranger = np.where(true == OUTSIDE, largest, np.nan)
+        scene.memo["identification quality"] = [
+            *rows,
+            scene.mean(untouched, "identification_overconfidence", largest - hits(p, true)),
+            scene.mean(untouched, "identification_stranger_confidence", stranger),
+        ]
     rows = scene.memo["identification quality"]
     return list(rows)
 
 
-def figures(subject: Subject, scene: Scene, logits: Sequence[Array], prefix: str = "identification") -> list[Row]:
+def figures(
+    subject: Subject, scene: Scene, found: Identifier, logits: Sequence[Array], prefix: str = "identification"
+) -> list[Row]:
     """The rows of logits (N, K) of the test images, one for each release; every figure is the mean over them."""
-    found = identifier(scene)
     true, calibrated = found.classes(scene.known), [probabilities(one, found.temperature) for one in logits]
     note = "" if found.temperature is not None else "not calibrated: no validation image of a training person"
 
@@ -209,35 +226,69 @@ def identifier(scene: Scene) -> Identifier:
 
 def train_identifier(scene: Scene) -> Identifier:
     """Learns the training people from real training images in `Scene.steps` batches (cross entropy), keeps the best
-    state on validation images, and is calibrated on them.
+    state on validation images, and is calibrated on them. One person in ten is left out.
     """
-    training, schedule, device, seed = scene.training, scene.schedule, scene.device, SEED + scene.seed
-    codes, target = np.unique(training.patient.numpy(), return_inverse=True)
-    targets = torch.from_numpy(target).to(device)
+    training, schedule, seed = scene.training, scene.schedule, SEED + scene.seed
+    people = np.unique(training.patient.numpy())
+    strangers = len(people) // LEFT_OUT if len(people) // LEFT_OUT >= LEAST_LEFT_OUT else 0
+    codes = np.sort(np.random.default_rng(seed).choice(people, len(people) - strangers, replace=False))
+    device = torch.device(scene.device)
     network: Any = seeded(lambda: backbone(training.images.shape[1], schedule.planes, len(codes)), seed, device)
-    found = Identifier(network, codes, None, torch.device(device))
+    images = [] if scene.validation is None else [scene.validation.images]
+    return learn(Identifier(network, codes, None, device), scene, [training.images], images, "identification")
+
+
+def adapted(subject: Subject, scene: Scene) -> Identifier:
+    """The scene's identifier after as many batches more, of releases of the training part; the best state on releases
+    of the validation part is kept, and calibrated on them.
+    """
+    found = identifier(scene)
+    known = [one.images for one in scene.releases(subject, "training")]
+    checked = [] if scene.validation is None else [one.images for one in scene.releases(subject, "validation")]
+    start = dataclasses.replace(found, network=copy.deepcopy(found.network))
+    return learn(start, scene, known, checked, f"{subject.name}: identification, adapted")
+
+
+def learn(
+    start: Identifier, scene: Scene, known: Sequence[Tensor], checked: Sequence[Tensor], title: str
+) -> Identifier:
+    """Fits a network to the training people whom it can name.
+
+    Args:
+        known: uint8 (N, C, S, S) versions of the training images, from which each batch is drawn.
+        checked: versions of the validation images, by which it stops and is calibrated; none for neither.
+    """
+    schedule, device, seed = scene.schedule, start.device, SEED + scene.seed
+    target = start.classes(scene.training.patient.numpy())
+    there, targets = np.flatnonzero(target != OUTSIDE), torch.from_numpy(target)
     draw, generator = np.random.default_rng(seed), torch.Generator(device).manual_seed(seed)
-    images, true = checked_images(scene, found)
 
     def loss() -> Tensor:
-        index = draw.choice(len(target), min(schedule.batch_size, len(target)), replace=False)
-        shown = augment(take(training.images, index, device), generator, schedule.blur)
-        return F.cross_entropy(network(shown), targets[torch.from_numpy(index).to(device)])
+        index = draw.choice(there, min(schedule.batch_size, len(there)), replace=False)
+        images = known[int(draw.integers(len(known)))]
+        shown = augment(take(images, index, device), generator, schedule.blur)
+        return F.cross_entropy(start.network(shown), targets[torch.from_numpy(index)].to(device))
+
+    where, true = checked_images(scene, start)
+    seen = [images[where] for images in checked] if len(true) else []
 
     def score() -> float:
-        return float(hits(found.logits(images), true).mean()) if len(true) else float("nan")
+        return float(np.mean([hits(start.logits(images), true).mean() for images in seen])) if seen else float("nan")
 
-    fit(network, loss, score, scene.steps, schedule, scene.title("identification"))
-    return dataclasses.replace(found, temperature=temperature_of(found.logits(images), true)) if len(true) else found
+    fit(start.network, loss, score, scene.steps, schedule, scene.title(title))
+    if not seen:
+        return dataclasses.replace(start, temperature=None)
+    logits = np.concatenate([start.logits(images) for images in seen])
+    return dataclasses.replace(start, temperature=temperature_of(logits, np.tile(true, len(seen))))
 
 
 def checked_images(scene: Scene, found: Identifier) -> tuple[Tensor, Array]:
-    """The validation images of training people, uint8 (N, C, S, S), and whom they show (N,); none without them."""
+    """Which validation images show somebody whom the network can name (N,), and whom; none without such a part."""
     if scene.validation is None:
-        return scene.training.images[:0], np.empty(0, dtype=np.int64)
+        return torch.empty(0, dtype=torch.int64), np.empty(0, dtype=np.int64)
     true = found.classes(codes_among(scene.training, scene.validation))
     there = np.flatnonzero(true != OUTSIDE)
-    return scene.validation.images[torch.from_numpy(there)], true[there]
+    return torch.from_numpy(there), true[there]
 
 
 def temperature_of(logits: Array, true: Array) -> float:

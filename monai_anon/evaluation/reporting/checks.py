@@ -77,7 +77,7 @@ ATTRIBUTES = AucAttack(
 PROBES = AucAttack(
     "latent probes (P8)", "probe_(medical|residual)_patient_auc", "links patients by the latents that pass"
 )
-IDENTIFICATION = "identification (P10)", "identification_accuracy"
+IDENTIFICATION = "identification (P10)", "identification_(adapted_)?accuracy"
 GALLERIES = "linkage in a gallery (P3)", r"linkage_(\d+_)?rank_1"
 RANKS = (
     "rank-1 of the other attackers (P1, P2, P4, P6)",
@@ -227,7 +227,7 @@ def _cannot_pick_out(reference: Sequence[Row], chances: Mapping[str, float]) -> 
 def _chance(row: Row, ours: Sequence[Row], known: Sequence[Row]) -> float | None:
     """The share of right answers of a guess in the gallery of a rank."""
     size = re.fullmatch(r"linkage_(\d+)_rank_1", row.metric)
-    if row.metric == IDENTIFICATION[1]:
+    if re.fullmatch(IDENTIFICATION[1], row.metric):
         rows = matching(ours, "identification_chance")
     elif size:
         rows = matching(ours, f"linkage_{size[1]}_chance")
