@@ -4,24 +4,29 @@ A toy image is its own latents: the upper half is who it is, the lower half what
 disentangler and `SeeingJudges` oracle judges, and every figure of the tables is known beforehand.
 """
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import roc_auc_score
+from test_figures import tiny_anonymizer
 from test_judges import toy_cohort
 
-from monai_anon.evaluation.judges import Judges
+from monai_anon.evaluation import evaluation
+from monai_anon.evaluation.judges import Judges, JudgeSchedule
 from monai_anon.evaluation.protocol import (
     OUTSIDE,
     Settings,
     evaluate_anonymization,
     evaluate_disentanglement,
 )
+from monai_anon.evaluation.reporting.report import write_report
 from monai_anon.evaluation.tables import report, table_2, table_3
 from monai_anon.evaluation.targets import draw_targets
 from monai_anon.networks import Latents
+from monai_anon.phantoms.chest import ensure_cohort
 
 SETTINGS = Settings(hit_threshold=0.01, n_bootstrap=20, batch_size=16)
 
@@ -222,3 +227,22 @@ def test_a_cohort_without_pairs_leaves_the_person_out(cohort):
     single = toy_cohort(12, images=1, seed=2)
     rows = evaluate_disentanglement(Halves(), single, SeeingJudges(), SETTINGS)
     assert "no verdict: no patient has two images" in {row.note for row in rows}
+
+
+def test_a_test_part_with_one_finding_is_measured_without_table_2(tmp_path, monkeypatch):
+    monkeypatch.setattr("monai_anon.evaluation.judges.LEAST_VERIFIER_AUC", 0.0)
+    manifest = ensure_cohort(tmp_path / "cohort", images=(24, 12, 20), patients=(6, 3, 5), size=32, progress=False)
+    content = json.loads(manifest.read_text())
+    content["test"] = [entry for entry in content["test"] if entry["finding"] == 0]
+    manifest.write_text(json.dumps(content))
+    model = tiny_anonymizer()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    settings = Settings(0.05, n_bootstrap=5, plain_vae_epochs=1)
+    places = evaluation.Places(str(tmp_path / "run"), str(tmp_path / "judges"))
+    schedule = JudgeSchedule(verifier_steps=2, medical_steps=2, batch_size=8, planes=(8, 8, 8, 8))
+    rows = evaluation.Evaluation(model, str(tmp_path / "model.pt"), str(manifest), places, settings, schedule).run()
+    (silent,) = (row for row in rows if row.metric == "ssim_original" and row.method == "reconstruction")
+    assert silent.value is None and "no other patient has another finding" in silent.note
+    assert value(rows, "VAE (plain)", "judge_finding_accuracy") is not None
+    assert (tmp_path / "run" / "report.md").exists() and not list((tmp_path / "run").rglob("figure_4.png"))
+    assert write_report([tmp_path / "run"], tmp_path / "page.html").path.exists()

@@ -7,11 +7,15 @@ import numpy as np
 Array = np.ndarray
 
 
+class NoTargetError(ValueError):
+    """A part in which some image has nobody to swap findings with."""
+
+
 def draw_targets(patients: Array, finding: Array, seed: int) -> tuple[Array, Array]:
     """Two targets an image, each of another patient with another finding; the second of a third patient if possible.
 
     Raises:
-        ValueError: an image without any target, by index.
+        NoTargetError: an image without any target, by index.
     """
     patients, finding = np.asarray(patients), np.asarray(finding)
     draw = np.random.default_rng(seed)
@@ -19,7 +23,8 @@ def draw_targets(patients: Array, finding: Array, seed: int) -> tuple[Array, Arr
     for image in range(len(patients)):
         possible = np.flatnonzero((patients != patients[image]) & (finding != finding[image]))
         if not len(possible):
-            raise ValueError(f"image {image} has no target: no other patient has another finding than {finding[image]}")
+            why = f"image {image} has no target: no other patient has another finding than {finding[image]}"
+            raise NoTargetError(why)
         first[image] = draw.choice(possible)
         third = possible[patients[possible] != patients[first[image]]]
         last[image] = draw.choice(third if len(third) else possible)
