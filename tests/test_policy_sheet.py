@@ -1,6 +1,7 @@
 """The sheet of policies: who is shown, what differs from row to row, and who may be drawn at all."""
 
 import json
+import textwrap
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from tiny import tiny_channel
 from tiny_bundle import LATENTS, tiny_anonymizer
 
 from monai_anon.evaluation.evaluation import Evaluation, Places
-from monai_anon.evaluation.policy_sheet import GAP, HEAD, LABEL, case_names, choose_cases, draw_policies, sheet_rows
+from monai_anon.evaluation.policy_sheet import GAP, LABEL, LINE, case_names, choose_cases, draw_policies, sheet_rows
 from monai_anon.evaluation.subjects import subject_of
 from monai_anon.phantoms.writing import SETTINGS_KEY
 from monai_anon.readers import to_model_range
@@ -104,9 +105,10 @@ def test_every_pixel_is_a_square_of_its_own_gray(tmp_path, networks, cohort):
     drawn = np.asarray(Image.open(path).convert("L")).astype(int)
     times = 192 // 32
     cell = 32 * times + GAP
-    assert drawn.shape == (HEAD + 6 * cell, LABEL + 8 * cell)
+    head = LINE // 2 + LINE * max(len(textwrap.wrap(name, 20)) for name in case_names(cohort, choose_cases(cohort)))
+    assert drawn.shape == (head + 6 * cell, LABEL + 8 * cell)
     first = cohort.images[choose_cases(cohort)[0], 0].numpy().repeat(times, 0).repeat(times, 1)
-    assert np.abs(drawn[HEAD : HEAD + 32 * times, LABEL : LABEL + 32 * times] - first).max() <= 4  # 256 colours
+    assert np.abs(drawn[head : head + 32 * times, LABEL : LABEL + 32 * times] - first).max() <= 4  # 256 colours
     (entry,) = json.loads((tmp_path / "pictures.json").read_text())
     assert entry["file"] == "policies.png" and len(entry["columns"]) == 8 and "policy code of 32" in entry["caption"]
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FILE = "policies.png"
 CASES, HEALTHY = 8, 2
-SHOWN, GAP, LABEL, HEAD = 192, 4, 190, 40  # pixels: about an image's side, between images, left of them, above them
+SHOWN, GAP, LABEL, LINE = 192, 4, 190, 16  # pixels: of an image, between images, left of them, a line
 
 
 class Row(NamedTuple):
@@ -131,18 +131,20 @@ def draw_sheet(rows: list[Row], names: list[str], path: Path) -> Path:
 
     times = max(1, round(SHOWN / rows[0].images.shape[-1]))
     cell = rows[0].images.shape[-1] * times + GAP
-    width, height = LABEL + cell * len(names), HEAD + cell * len(rows)
+    titles = [textwrap.fill(name, 20) for name in names]
+    head = LINE // 2 + LINE * max(title.count("\n") + 1 for title in titles)
+    width, height = LABEL + cell * len(names), head + cell * len(rows)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
     FigureCanvasAgg(figure)
     words: Any = {"fontsize": 7, "va": "center"}
-    for column, name in enumerate(names):
-        x, y = LABEL + (column + 0.5) * cell, HEAD / 2
-        figure.text(x / width, 1 - y / height, textwrap.fill(name, 20), ha="center", **words)
+    for column, title in enumerate(titles):
+        x, y = LABEL + (column + 0.5) * cell, head / 2
+        figure.text(x / width, 1 - y / height, title, ha="center", **words)
     for number, row in enumerate(rows):
-        y = HEAD + (number + 0.5) * cell
+        y = head + (number + 0.5) * cell
         figure.text(8 / width, 1 - y / height, textwrap.fill(row.label, 20), ha="left", **words)
         strip = np.concatenate([_enlarged(image, times) for image in to_uint8(row.images)], axis=1)
-        figure.figimage(strip, LABEL, height - HEAD - cell * (number + 1))
+        figure.figimage(strip, LABEL, height - head - cell * (number + 1))
     return save_png(figure, path)
 
 
