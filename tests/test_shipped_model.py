@@ -10,7 +10,7 @@ import torch
 from monai_anon.bundles import load_anonymizer
 from monai_anon.losses import ssim
 from monai_anon.model_files import bundle_name, read_record
-from monai_anon.phantoms import chest, iris
+from monai_anon.phantoms import chest, face, iris
 from monai_anon.readers import to_model_range
 
 BUNDLES = Path(__file__).parent.parent / "bundles"
@@ -18,6 +18,7 @@ BUNDLES = Path(__file__).parent.parent / "bundles"
 SHIPPED = {
     "chest": (chest, 1, 0.7, {1791, 6000}),
     "iris": (iris, 1, 0.5, {115, 1165}),
+    "face": (face, 3, 0.6, {600, 8210}),
 }
 
 
@@ -31,7 +32,7 @@ def images(bundle: Path) -> torch.Tensor:
     """Phantoms of people whom the model has never seen: (24, C, 64, 64) in [-1, 1]."""
     kind, channels = SHIPPED[bundle.name][:2]
     drawn = torch.from_numpy(kind.render(kind.sample_factors(99, images=(24, 0, 0), patients=(8, 0, 0)), 64))
-    return to_model_range(drawn.reshape(24, channels, 64, 64) if channels == 1 else drawn)
+    return to_model_range(drawn.reshape(24, 64, 64, channels).permute(0, 3, 1, 2).contiguous())
 
 
 def test_all_files_together_stay_under_25_megabytes(bundle: Path) -> None:
