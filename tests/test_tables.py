@@ -50,8 +50,25 @@ def test_table_3_has_one_line_an_identity_source():
     assert len(table) == 1 + 2
 
 
-def test_the_papers_rows_are_those_of_its_chest_data():
+def test_the_papers_rows_are_those_of_the_like_data():
     assert len(PAPER_ROWS) == 3 * 6 + 2 * 3 and all(0 < row.value <= 1 for row in PAPER_ROWS)
+    assert {row.dataset for row in PAPER_ROWS} == {PAPER}
+    assert {row.dataset for row in tables.paper_rows(["iris_64/test"])} == {"paper (Warsaw's irises, other data)"}
+    assert tables.paper_rows(["warsaw/test"]) == tables.paper_rows(["iris_64/test"])
+    assert len(tables.paper_rows(["face_64/test", "chest_64/test"])) == len(PAPER_ROWS) + 3 * 6 + 3
+
+
+def test_irises_stand_beside_the_papers_irises():
+    ours = [
+        Row("VAE with privacy loss", "iris_64/test", "judge_identification_confidence", 0.5, n=360),
+        Row("reconstruction", "iris_64/test", "ssim_original", 0.6, n=360),
+    ]
+    label = "paper (Warsaw's irises, other data)"
+    second, third = (table.set_index(["data", "method"]) for table in (tables.table_2(ours), tables.table_3(ours)))
+    assert second.loc[(label, "identity replacement"), "identity target"] == "0.827"
+    assert third.loc[(label, "VAE with privacy loss"), "largest confidence"] == "0.118"
+    assert third.loc[(label, "averaging all identities"), "accuracy"] == "0.912"
+    assert PAPER not in {place[0] for place in [*second.index, *third.index]}
 
 
 def test_the_report_begins_with_the_judges_and_says_when_there_is_no_verdict():

@@ -2,7 +2,8 @@
 
 A row is one figure with its interval and where it comes from; rows are kept as JSONL. `table_2` and `table_3` have the
 paper's columns first, by the model's own networks as the paper measures, then the same question put to the judges.
-The paper's printed chest figures stand beside ours, marked as from other data. pandas is imported when a table is made.
+The paper's printed figures of like images stand beside ours, marked as from other data. pandas is imported when a table
+is made.
 
 Methods and metrics that the tables look for are what `monai_anon.evaluation.protocol` writes.
 """
@@ -18,12 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monai_anon.evaluation.people import KNOWN_PEOPLE, NOT_APPLICABLE
+from monai_anon.evaluation.printed import LABELS, TEST_IMAGES, kinds_of, printed_figures
 from monai_anon.whole_files import write_text
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PAPER = "paper (CheXpert, other data)"
+PAPER = LABELS["chest"]
+PAPERS = frozenset(LABELS.values())
 JUDGES = "untouched images"
 EXPERIMENTS = ("reconstruction", "medical replacement", "identity replacement")
 
@@ -167,24 +170,18 @@ class Row:
     seeds: int = 1
 
 
-def _paper_rows() -> list[Row]:
-    """Tables 2 and 3, chest rows, as printed."""
-    metrics_2, metrics_3 = list(OWN_2.values()), list(OWN_3.values())
-    printed = {
-        "reconstruction": (metrics_2, (65.46, 96.27, 77.24, 13.95, 81.73, 82.65)),
-        "medical replacement": (metrics_2, (46.22, 97.35, 100.00, 11.63, 73.42, 68.75)),
-        "identity replacement": (metrics_2, (61.55, 96.22, 12.29, 100.00, 76.41, 72.37)),
-        "VAE with privacy loss": (metrics_3, (10.63, 11.39, 78.41)),
-        "Montenegro et al. 2023": (metrics_3, (29.90, 13.83, 74.42)),
-    }
+def paper_rows(datasets: Iterable[str]) -> list[Row]:
+    """Tables 2 and 3 as printed, of the paper's datasets that ours are like."""
     return [
-        Row(method, PAPER, metric, round(value / 100, 4), n=300)
-        for method, (metrics, values) in printed.items()
-        for metric, value in zip(metrics, values, strict=True)
+        Row(method, LABELS[kind], metric, round(value / 100, 4), n=TEST_IMAGES[kind])
+        for kind in kinds_of(datasets)
+        for method, values in printed_figures(kind).items()
+        for metric, value in values.items()
     ]
 
 
-PAPER_ROWS = _paper_rows()
+PAPER_ROWS = paper_rows([])
+"""Those of chest."""
 
 
 def stamp(rows: Iterable[Row], **where: Any) -> list[Row]:
@@ -225,17 +222,22 @@ def closed_sets(rows: Iterable[Row]) -> set[str]:
 
 
 def table_2(rows: Sequence[Row]) -> pd.DataFrame:
-    """The paper's Table 2 from ours: as the paper measures, as the judges see it, and the printed chest figures."""
-    return _table([*rows, *PAPER_ROWS], list(EXPERIMENTS), OWN_2 | JUDGED_2)
+    """The paper's Table 2 from ours: as the paper measures, as the judges see it, and the printed figures."""
+    return _table([*rows, *_printed(rows)], list(EXPERIMENTS), OWN_2 | JUDGED_2)
 
 
 def table_3(rows: Sequence[Row]) -> pd.DataFrame:
-    """The paper's Table 3, our rows (one an identity source) and the printed chest figures."""
+    """The paper's Table 3, our rows (one an identity source) and the printed figures."""
     known = {JUDGES, *EXPERIMENTS}
-    methods = list(dict.fromkeys(row.method for row in [*rows, *PAPER_ROWS] if row.method not in known))
+    printed = _printed(rows)
+    methods = list(dict.fromkeys(row.method for row in [*rows, *printed] if row.method not in known))
     asked = {row.metric for row in rows}
     closed = {title: metric for title, metric in CLOSED_3.items() if metric in asked}
-    return _table([*rows, *PAPER_ROWS], methods, OWN_3 | JUDGED_3 | closed)
+    return _table([*rows, *printed], methods, OWN_3 | JUDGED_3 | closed)
+
+
+def _printed(rows: Sequence[Row]) -> list[Row]:
+    return paper_rows(sorted({row.dataset for row in rows}))
 
 
 def attack_table(rows: Sequence[Row]) -> pd.DataFrame:
@@ -347,8 +349,8 @@ def report(rows: Sequence[Row]) -> str:
         "paper's. Judges compare with *other* images of the patient. Intervals (95 %) draw patients.",
         "## Table 3: anonymisation",
         to_markdown(table_3(rows)),
-        f"Lines marked '{PAPER}' are the paper's printed figures: other images, other people; to be read beside ours, "
-        "not against them.",
+        "Lines marked 'paper (...)' are the paper's printed figures: other images, other people; to be read beside "
+        "ours, not against them.",
     ]
     if len(attacks := attack_table(rows)):
         parts += [

@@ -195,7 +195,7 @@ class Page:
         return [
             report_tables.frame_table(caption, report_tables.without_persons(frame, titles) if silent else frame)
             for caption, (frame, titles) in frames.items()
-            if set(frame["data"]) - {tables.PAPER}
+            if set(frame["data"]) - tables.PAPERS
         ]
 
     # ---- what follows ----

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from monai_anon.evaluation import tables
 from monai_anon.evaluation.aggregation import REFERENCE, Headline, about_persons, is_experiment
 from monai_anon.evaluation.reporting.sections import Group
-from monai_anon.evaluation.tables import JUDGES, PAPER, Row
+from monai_anon.evaluation.tables import JUDGES, PAPERS, Row
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -185,7 +185,7 @@ def quality_table(rows: Sequence[Row]) -> Table:
 def frame_table(caption: str, frame: pd.DataFrame) -> Table:
     """A table of `tables` whose cells are text already; the paper's lines are marked as other data."""
     lines = [
-        Line([Cell(str(text), _number(str(text))) for text in line], "other" if PAPER in line else "")
+        Line([Cell(str(text), _number(str(text))) for text in line], "other" if PAPERS & set(line) else "")
         for line in frame.itertuples(index=False, name=None)
     ]
     return Table(caption, [str(column) for column in frame.columns], lines)
