@@ -1,4 +1,4 @@
-"""What Tables 2 and 3 of the paper print, in per cent, under our metrics' names: of other images than ours.
+"""What Tables 2 and 3 of the paper print, in per cent: of other images than ours.
 
 Montenegro & Cardoso, "Anonymizing medical case-based explanations through disentanglement" (preprint).
 """
@@ -14,15 +14,9 @@ LABELS = {
 }
 """What a line of each dataset is marked by."""
 TEST_IMAGES = {"chest": 300, "face": 371, "iris": 360}
-OWN_2 = (
-    "ssim_original", "ssim_twice", "own_original_accuracy", "own_target_accuracy",
-    "own_finding_accuracy", "own_finding_f1",
-)  # fmt: skip
-OWN_3 = ("own_original_accuracy", "own_overall_accuracy", "own_finding_accuracy")
-NAMED_3 = ("judge_identification_accuracy", "judge_identification_confidence", "own_finding_accuracy")
-"""Of irises "overall accuracy" is the largest confidence of the multi-class network (section 4.3)."""
 
-_TABLE_2 = {
+# dataset -> experiment -> SSIM to the original, twice; identity original, target; accuracy, F1
+TABLE_2 = {
     "chest": {
         "reconstruction": (65.46, 96.27, 77.24, 13.95, 81.73, 82.65),
         "medical replacement": (46.22, 97.35, 100.00, 11.63, 73.42, 68.75),
@@ -39,7 +33,8 @@ _TABLE_2 = {
         "identity replacement": (29.01, 99.86, 0.00, 82.65, 85.88, 71.76),
     },
 }
-_TABLE_3 = {
+# dataset -> method -> original accuracy, overall accuracy (of irises the largest confidence: section 4.3), accuracy
+TABLE_3 = {
     "chest": {"VAE with privacy loss": (10.63, 11.39, 78.41), "Montenegro et al. 2023": (29.90, 13.83, 74.42)},
     "face": {"VAE with privacy loss": (14.82, 12.96, 91.64)},
     "iris": {
@@ -53,15 +48,6 @@ _TABLE_3 = {
     },
 }
 _NAMES = {"iris": ("iris", "warsaw"), "face": ("face", "celeb")}
-
-
-def printed_figures(kind: str) -> dict[str, dict[str, float]]:
-    """Method to metric to per cent, both tables, of one of `LABELS`."""
-    names_3 = NAMED_3 if kind == "iris" else OWN_3
-    tables = ((_TABLE_2[kind], OWN_2), (_TABLE_3[kind], names_3))
-    return {
-        method: dict(zip(metrics, values, strict=True)) for table, metrics in tables for method, values in table.items()
-    }
 
 
 def kinds_of(datasets: Iterable[str]) -> list[str]:
