@@ -236,6 +236,50 @@ def test_the_script_asks_for_all_of_it(server: Server, released: list[str], plac
     assert "no such image in the datastore" in client("anonymize", "nobody", "--save").stderr
 
 
+BUSY = """
+import os, sys, threading, time
+from pathlib import Path
+from monai_anon.integrations.label_server import EXTENSIONS, Studies, quiet_server
+quiet_server()
+folder, source, failed = Path(sys.argv[1]), Path(sys.argv[2]), []
+threading.excepthook = lambda told: failed.append(repr(told.exc_value))
+store = Studies(str(folder), extensions=EXTENSIONS, auto_reload=True)
+
+def request(number):
+    for one in range(40):
+        store.add_image(f"sent{number}_{one}", str(source), {})
+        store.save_label(f"sent{number}_{one}", str(source), "final", {})
+
+def copied():
+    for one in range(60):
+        (folder / f"copied{one}.png").write_bytes(source.read_bytes())
+        time.sleep(0.02)
+
+threads = [threading.Thread(target=request, args=(number,)) for number in range(3)] + [threading.Thread(target=copied)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+waited = time.monotonic() + 20
+while len(store.list_images()) < 480 and not failed and time.monotonic() < waited:
+    time.sleep(0.1)
+print(len(store.list_images()), store.status()["label_tags"], failed, flush=True)
+os._exit(0)
+"""
+
+
+def test_files_that_arrive_while_it_answers_are_all_seen(tmp_path: Path) -> None:
+    """The watcher of the folder and two requests at once (MONAI Label's own datastore loses the watcher)."""
+    folder, source = tmp_path / "studies", tmp_path / "source.png"
+    folder.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(source)
+    for one in range(300):
+        (folder / f"there{one}.png").write_bytes(source.read_bytes())
+    words = [PYTHON, "-c", BUSY, str(folder), str(source)]
+    ended = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stdout.splitlines()[-1:] == ["480 {'final': 120} []"], ended.stdout + ended.stderr
+
+
 def test_labels_are_saved_under_other_tags_only(server: Server, released: list[str], place: Path) -> None:
     content, name = (place / "studies" / f"{released[0]}.png").read_bytes(), released[0]
     assert server.send("PUT", f"/datastore/label?image={name}&tag=final", "label", "x.png", content)[0] == 200

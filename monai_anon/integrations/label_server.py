@@ -11,9 +11,11 @@ import json
 import logging
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
+from threading import RLock
 from typing import Annotated, Any, Optional
 
 from fastapi import File, Form, Response, UploadFile
@@ -53,8 +55,36 @@ def _without_traceback(record: logging.LogRecord) -> bool:
     return True
 
 
+def _one_at_a_time(store: type[LocalDatastore]) -> type[LocalDatastore]:
+    """Let one thread at a time into a datastore: its watcher or a request.
+
+    MONAI Label's own has no lock between them: its watcher ends with an error when an image is added while it looks
+    at the folder, and sees no file from then on.
+    """
+
+    def alone(method: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(method)
+        def call(self: Any, *args: Any, **settings: Any) -> Any:
+            with self.lock:
+                return method(self, *args, **settings)
+
+        return call
+
+    watcher = ("_on_any_event", "_on_modify_event")
+    for name in dir(store):
+        method = getattr(store, name)
+        if callable(method) and (name in watcher or not name.startswith("_")):
+            setattr(store, name, alone(method))
+    return store
+
+
+@_one_at_a_time
 class Studies(LocalDatastore):
     """A folder of images that takes no id, tag or link that leads out of it, and replaces no image."""
+
+    def __init__(self, *args: Any, **settings: Any) -> None:
+        self.lock = RLock()
+        super().__init__(*args, **settings)
 
     def get_image_uri(self, image_id: str) -> str:
         """The path of an image.
