@@ -1,13 +1,14 @@
 """Fits the channel on training images' latents: medical prototypes, priors of identity and residual."""
 
 import logging
+from collections.abc import Collection
 
 import numpy as np
 import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from monai_anon.channel import FINEST, LEVELS, Channel, Codebook, Mixture
+from monai_anon.channel import FINEST, LEVELS, Channel, ChannelError, Codebook, Mixture
 from monai_anon.networks import Latents
 
 logger = logging.getLogger("monai_anon")
@@ -21,6 +22,7 @@ def fit_channel(
     fewest: int = 20,
     components: int = 16,
     seed: int = 0,
+    undivided: Collection[int] = (),
 ) -> Channel:
     """Prototypes and priors of training images' latents, on the CPU.
 
@@ -33,12 +35,20 @@ def fit_channel(
         classes: findings that the medical classifier tells apart.
         fewest: training patients that must share each prototype.
         components: of the residual's prior, at most.
+        undivided: findings whose images share one prototype, so that nothing but the finding passes of them.
+
+    Raises:
+        ChannelError: `undivided` names a finding that is none of the classes.
     """
+    if unknown := sorted(set(undivided) - set(range(classes))):
+        raise ChannelError(f"undivided names the findings {unknown}; there are {list(range(classes))}")
     sizes = [latent.shape[1] for latent in latents]
     channel = Channel(sizes, classes, components=components)
     identity, medical, residual = (latent.numpy() for latent in latents)
     try:
-        channel.codebook = fit_codebook(medical, patient.numpy(), finding.numpy(), classes, fewest, seed=seed)
+        channel.codebook = fit_codebook(
+            medical, patient.numpy(), finding.numpy(), classes, fewest, seed=seed, undivided=undivided
+        )
         channel.identity = fit_identity(identity, finding.numpy(), classes)
         channel.residual = fit_mixture(residual, components, seed=seed)
     except ValueError as error:
@@ -88,6 +98,7 @@ def fit_codebook(
     fewest: int = 20,
     limit: float = 0.3,
     seed: int = 0,
+    undivided: Collection[int] = (),
 ) -> Codebook:
     """Prototypes of the medical latents `(N, D)` of training images.
 
@@ -103,12 +114,13 @@ def fit_codebook(
         classes: findings there may be.
         fewest: training patients that must share each prototype, at every level.
         limit: see `invariant_axes`.
+        undivided: findings with one prototype: what varies where there is none is no finding, and would take some.
 
     Raises:
         ValueError: a finding has fewer patients than `fewest`.
     """
     axes = np.zeros((classes, medical.shape[1], medical.shape[1]))
-    for one in np.unique(finding):
+    for one in set(np.unique(finding)) - set(undivided):
         axes[one] = invariant_axes(medical[finding == one], patient[finding == one], limit)
     places = np.einsum("ni,nij->nj", medical, axes[finding])
     labels, kinds = clustered(places, patient, finding, fewest, seed)

@@ -62,6 +62,22 @@ def test_a_finding_of_which_nobody_can_tell_what_is_the_patients_has_one_code():
     assert all(book.count(level) == 2 for level in range(len(LEVELS)))
 
 
+@pytest.mark.parametrize("undivided", [(), (0,), (1,)])
+def test_an_undivided_finding_has_one_code_and_the_other_the_rest(undivided):
+    rng = np.random.default_rng(0)
+    medical, patient, finding = rng.normal(size=(1200, 3)).astype(np.float32), np.arange(1200) // 4, np.arange(1200) % 2
+    book, level = fit_codebook(medical, patient, finding, undivided=undivided), LEVELS.index(8)
+    counts = book.kind(torch.arange(book.count(level)), level).bincount().tolist()
+    assert sum(counts) == 8
+    assert [count == 1 for count in counts] == [kind in undivided for kind in (0, 1)]
+
+
+def test_an_undivided_finding_that_there_is_not_is_refused(confounded):
+    z, finding = confounded[1:]
+    with pytest.raises(ChannelError, match=r"undivided names the findings \[2\]; there are \[0, 1\]"):
+        fit_channel(z, torch.arange(len(finding)), finding, undivided=[0, 2])
+
+
 @pytest.mark.parametrize("level", range(len(LEVELS)))
 def test_a_level_has_at_most_its_number_of_codes_each_shared_by_enough_patients(fitted, level):
     book, medical, finding = fitted
