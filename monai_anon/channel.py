@@ -194,7 +194,7 @@ class Channel(nn.Module):
         latent_sizes: Sequence[int],
         classes: int = 2,
         policy: str = "code",
-        prototypes: int = 32,
+        prototypes: int = 8,
         epsilon: float | None = None,
         components: int = 16,
     ):

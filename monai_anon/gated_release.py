@@ -4,11 +4,11 @@
 Given the noise of all draws, the outcome is one of as many as there are different results, and log2 of their number
 bounds what it says of the original (and how well anybody is guessed: that number / N; compare `channel`).
 
-| what is compared with the original | outcomes | bits, K = 32, 8 tries |
+| what is compared with the original | outcomes | bits, K = 8, 8 tries |
 |---|---|---|
-| `off`: nothing | K images; "withheld" may stand for some of them | log2 K = 5 |
-| `veto`: the draw that passed all else; if it fails it is withheld | K images, "withheld" | log2(K + 1) = 5.04 |
-| `redraw`: each draw; if it fails there is another | K images for each try, "withheld" | log2(8 K + 1) = 8.01 |
+| `off`: nothing | K images; "withheld" may stand for some of them | log2 K = 3 |
+| `veto`: the draw that passed all else; if it fails it is withheld | K images, "withheld" | log2(K + 1) = 3.17 |
+| `redraw`: each draw; if it fails there is another | K images for each try, "withheld" | log2(8 K + 1) = 6.02 |
 
 Checks against training patients, and of the finding that the code stands for, see j and u only. What they choose among
 is still a function of j and u, so they may draw as often as they like, for nothing, with a randomised response, too (as
@@ -19,7 +19,7 @@ that". Let a(x) be the share of draws of an original x that pass. Redrawing make
 what it was, so on average over originals, and for who does not know the noise, it adds at most E[-log2 a(X)] bits (.015
 at a = .99) and the entropy of "withheld or not". But a(x) is a property of each original, which nobody has proved to be
 near 1, and for who knows the noise each failed try is a statement of its own. A veto makes no image likelier than it
-was, and needs neither: hence the default. What it costs, .04 bits, is the outcome "withheld", which says that the
+was, and needs neither: hence the default. What it costs, .17 bits, is the outcome "withheld", which says that the
 original is near to one draw, which is not shown, or that its finding is not that of its code.
 
 Under epsilon even that is too much. An image that an original may not be given at all tells that original from all

@@ -439,7 +439,7 @@ def test_a_dry_run_makes_no_cohort(tmp_path: Path, root: Path) -> None:
     (configs / "evaluate.json").write_text((root / "bundles" / "chest" / "configs" / "evaluate.json").read_text())
     planned = call("evaluate", "--bundle", tmp_path / "bundle", "--dry-run")
     assert planned.exit_code == 0 and "the generated cohort, made where absent" in planned.stdout
-    assert "code of 32: channel" in planned.stdout
+    assert "code of 8: channel" in planned.stdout
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["bundle", "configs", "evaluate.json"]
     wrong = call("evaluate", "--bundle", tmp_path / "bundle", "--content", "magic", "--dry-run")
     assert wrong.exit_code == 2 and "content: unknown ['magic']" in wrong.stderr

@@ -133,7 +133,7 @@ def test_folder_gets_a_page_and_a_record_that_fits_its_schema(explained):
         record = json.loads((folder / "explanation.json").read_text(encoding="utf-8"))
         jsonschema.validate(record, schema)
         assert record["query"]["included"] is included and record["gate"]["used"] is True
-        assert record["bits_of_a_case"] == 5.044 and record["bits_of_the_query"] == (None if included else 5.044)
+        assert record["bits_of_a_case"] == 3.17 and record["bits_of_the_query"] == (None if included else 3.17)
         lists = [[case["finding"] for case in record["cases"] if case["list"] == name] for name in LISTS]
         assert lists == [[1] * K, [0] * K] and record["query"]["finding"] == 1
         assert record["query"]["counterfactual"]["finding"] == 0
@@ -276,7 +276,7 @@ def test_without_a_gate_nothing_is_shown_unless_none_is_wanted(refused, cohort, 
     result = call("explain", query, "--cases", cohort, "-k", 1, "--no-gate", "--output", tmp_path / "open")
     assert result.exit_code == 0 and "NO GATE" in result.output
     record = json.loads((tmp_path / "open" / "explanation.json").read_text(encoding="utf-8"))
-    assert record["gate"] == {"used": False, "judges": False, "original": "off"} and record["bits_of_a_case"] == 5.0
+    assert record["gate"] == {"used": False, "judges": False, "original": "off"} and record["bits_of_a_case"] == 3.0
     assert "NO GATE" in (tmp_path / "open" / "explanation.html").read_text(encoding="utf-8")
 
 

@@ -68,7 +68,7 @@ def test_columns_are_named_by_what_the_entries_state(cohort):
 
 def test_there_is_a_row_for_each_policy_between_reconstruction_and_counterfactual(rows):
     starts = ["original", "reconstruction", "anonymised, policy latents", "anonymised, policy residual"]
-    starts += ["anonymised, policy code of 32", "counterfactual"]
+    starts += ["anonymised, policy code of 8", "counterfactual"]
     assert all(row.label.startswith(start) for row, start in zip(rows, starts, strict=True))
     images = [row.images for row in rows]
     assert all(not torch.equal(one, other) for one, other in zip(images, images[1:], strict=False))
@@ -110,7 +110,7 @@ def test_every_pixel_is_a_square_of_its_own_gray(tmp_path, networks, cohort):
     first = cohort.images[choose_cases(cohort)[0], 0].numpy().repeat(times, 0).repeat(times, 1)
     assert np.abs(drawn[head : head + 32 * times, LABEL : LABEL + 32 * times] - first).max() <= 4  # 256 colours
     (entry,) = json.loads((tmp_path / "pictures.json").read_text())
-    assert entry["file"] == "policies.png" and len(entry["columns"]) == 8 and "policy code of 32" in entry["caption"]
+    assert entry["file"] == "policies.png" and len(entry["columns"]) == 8 and "policy code of 8" in entry["caption"]
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ class Ours(System):
         latent_sizes: Sequence[int] = (96, 4, 8),
         recipe: Recipe = RECIPE,
         policy: str = "code",
-        prototypes: int = 32,
+        prototypes: int = 8,
         patients_a_prototype: int = 20,
         vae_weights: Mapping[str, float] = VAE,
         vae_margin: float = 1.0,

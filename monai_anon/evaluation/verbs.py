@@ -46,7 +46,7 @@ PrototypesOption = Annotated[
     typer.Option(
         metavar="K",
         help="2, 4, 8 ... 256 medical prototypes: on average a copy says at most log2 K bits of its original. Fewer "
-        "say less and show less of the finding.  [default: the bundle's, 32]",
+        "say less and show less of the finding.  [default: the bundle's, 8]",
     ),
 ]
 EpsilonOption = Annotated[
