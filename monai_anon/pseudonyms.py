@@ -106,15 +106,17 @@ def _digest(key: Key, kind: str, patient: str) -> str:
     return key.digest("patient", kind, patient).hex()[:_DIGITS]
 
 
-def _of_header(job: Job, key: Key) -> str:
+def _of_header(job: Job, key: Key) -> str | Refusal:
     if job.target.suffix != ".dcm":
         return ""
     from pydicom.errors import InvalidDicomError
 
     try:
         return digest_of(read_header(job.source, job.name), key)
-    except (*DECODER_ERRORS, InvalidDicomError):  # the file will be refused when it is read
-        return ""
+    except (*DECODER_ERRORS, InvalidDicomError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # may pass, and the file be read when its turn comes
+            return Refusal(job.source, f"its header, which tells the patient, cannot be read ({error.strerror})")
+        return ""  # the file will be refused when it is read
 
 
 def _of_folder(job: Job, key: Key) -> str | Refusal:

@@ -52,6 +52,7 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
+_PICTURE_FORMATS = ("PNG", "JPEG", "TIFF")  # of PICTURE_SUFFIXES; Pillow would try all its decoders on any file
 _MOST_PIXELS = 178_956_970  # where Pillow stops, for files that Pillow does not read
 _MOST_UNPACKED = 6 * _MOST_PIXELS  # bytes: colour of 16 bits
 _DEFLATED = "1.2.840.10008.1.2.1.99"
@@ -229,7 +230,7 @@ def refuse_inflating(path: Path) -> None:
 
 def _decode_picture(path: Path) -> np.ndarray:
     """PNG, JPEG, TIFF."""
-    with Image.open(path) as opened:
+    with Image.open(path, formats=_PICTURE_FORMATS) as opened:
         # What phones write as JPEG may hold more pictures behind the first, such as a preview or a map of depth (MPO).
         if getattr(opened, "n_frames", 1) > 1 and opened.format != "MPO":
             raise ReadError(path, f"holds {opened.n_frames} pictures; one is expected")

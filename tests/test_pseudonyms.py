@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from dicom_files import write_dicom
 from PIL import Image
 
+from monai_anon.dicom import read_header
 from monai_anon.jobs import Naming, Plan, plan_files
 from monai_anon.keys import Key
 from monai_anon.pseudonyms import TOO_MANY, group, images_a_patient, patient_finder
@@ -46,6 +48,23 @@ def test_headers_tell_by_issuer_and_id_or_by_the_study_and_nothing_tells_of_pict
     assert images_a_patient(list(jobs.values())) == {1: 4, 2: 2}
     other = {job.name[0]: job.patient for job in grouped(archive, key=Key(b"o" * 32)).jobs}
     assert not {*who.values()} & {*other.values()} - {""} and "PLANTQ" not in str(who)
+
+
+def test_a_file_whose_header_cannot_be_read_just_then_is_nobodys_and_not_released(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would not be counted with its patient's others, and could be read when its turn comes."""
+
+    def read(path: Path, name: str) -> object:
+        if path.name == "b.dcm":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_header(path, name)
+
+    monkeypatch.setattr("monai_anon.pseudonyms.read_header", read)
+    plan = grouped(archive)
+    reasons = {refusal.path.name: refusal.reason for refusal in plan.refusals}
+    assert reasons == {"b.dcm": "its header, which tells the patient, cannot be read (Input/output error)"}
+    assert "b" not in {job.name[0] for job in plan.jobs}
 
 
 def test_a_header_that_is_to_tell_no_groups_gets_no_shared_identity_but_is_counted(archive: Path) -> None:

@@ -281,3 +281,11 @@ def test_the_model_range_and_bytes_are_inverse_and_clamped():
 def test_suffixes_are_recognised_in_any_case():
     assert all(has_image_suffix(f"a{suffix}") and has_image_suffix(f"a{suffix.upper()}") for suffix in SUFFIXES)
     assert not has_image_suffix("manifest.json")
+
+
+@pytest.mark.parametrize("kind", ["bmp", "gif", "webp", "ppm"])
+def test_a_picture_of_another_form_than_its_names_is_not_decoded(tmp_path, kind):
+    path = tmp_path / "a.png"
+    Image.effect_noise((8, 8), 50).save(path, format=kind)
+    with pytest.raises(ReadError, match="cannot be decoded"):
+        read_image(path)
