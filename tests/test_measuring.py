@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from toy_scene import subject, toy_scene
 
-from monai_anon.evaluation.measuring import Measuring, read_measured
+from monai_anon.evaluation.measuring import Measuring, as_run, read_measured
 from monai_anon.evaluation.protocol import Settings
 from monai_anon.evaluation.scene import Scene
 from monai_anon.evaluation.tables import Row
@@ -76,6 +76,14 @@ def test_what_else_is_measured_changes_nothing(tmp_path: Path, counted: Counted)
     measured(tmp_path, counted)
     measured(tmp_path, counted, settings=dataclasses.replace(SETTINGS, attacks=["static"]))
     assert counted.made == 1
+
+
+def test_a_comment_is_no_change_of_the_code_and_a_number_is() -> None:
+    plain = "def budget():\n    return 400\n"
+    commented = '"""Attacks."""\n\ndef budget():  # batches\n    """Of an attacker."""\n    return (400)\n'
+    assert as_run(commented).replace("pass", "").split() == as_run(plain).split()
+    assert as_run(commented.replace("batches", "pairs").replace("Of an", "Of every")) == as_run(commented)
+    assert as_run(plain.replace("400", "40")) != as_run(plain)
 
 
 def test_a_broken_file_is_measured_again_and_a_failure_loses_nothing_done(tmp_path: Path, counted: Counted) -> None:

@@ -115,20 +115,21 @@ def train_medical_judge(
     heads = len(cohort.classes), len(sides)
     network = seeded(lambda: MedicalJudge(cohort.images.shape[1], schedule.planes, *heads), seed, device)
     images, finding = cohort.images, cohort.finding.to(device)
-    side = torch.from_numpy(side_codes(cohort, sides)).to(device)
-    severity = torch.from_numpy(severities(cohort)).to(device)
+    side, severity = side_codes(cohort, sides), severities(cohort)
     draw = np.random.default_rng(seed)
 
     def loss() -> Tensor:
         index = draw.choice(len(images), min(schedule.batch_size, len(images)), replace=False)
         reading = network(augment(take(images, index, device), generator, schedule.blur))
         total = F.cross_entropy(reading.finding, finding[index])
-        shown, stated = side[index] >= 0, ~severity[index].isnan()
-        if shown.any():
-            total = total + F.cross_entropy(reading.side[shown], side[index][shown])
-        if stated.any():
+        # Which images state what is known here: the device is not waited for.
+        shown, stated = np.flatnonzero(side[index] >= 0), np.flatnonzero(~np.isnan(severity[index]))
+        if len(shown):
+            total = total + F.cross_entropy(reading.side[shown], torch.from_numpy(side[index][shown]).to(device))
+        if len(stated):
             # Severity lies in [0, 1]; the factor brings its error to the size of the other two.
-            total = total + 10.0 * F.mse_loss(reading.severity[stated], severity[index][stated])
+            true = torch.from_numpy(severity[index][stated]).to(device)
+            total = total + 10.0 * F.mse_loss(reading.severity[stated], true)
         return total
 
     def finding_score() -> float:
