@@ -40,6 +40,11 @@ RESPONSE = 2
 """How many of the noise's numbers, the last ones, decide the randomised response."""
 
 
+def round_up(bits: float, decimals: int = 3) -> float:
+    """A bound, rounded for a reader, that is not below it."""
+    return math.ceil(bits * 10**decimals - 1e-9) / 10**decimals
+
+
 class ChannelError(ValueError):
     """A channel that is asked for what it cannot do, or was never fitted."""
 

@@ -38,8 +38,10 @@ def fit_channel(
         undivided: findings whose images share one prototype, so that nothing but the finding passes of them.
 
     Raises:
-        ChannelError: `undivided` names a finding that is none of the classes.
+        ChannelError: `fewest` is below 1; `undivided` names a finding that is none of the classes.
     """
+    if fewest < 1:
+        raise ChannelError(f"patients_a_prototype is {fewest}; it must be 1 or more")
     if unknown := sorted(set(undivided) - set(range(classes))):
         raise ChannelError(f"undivided names the findings {unknown}; there are {list(range(classes))}")
     sizes = [latent.shape[1] for latent in latents]

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from monai_anon import __version__
+from monai_anon.channel import round_up
 from monai_anon.keys import Key
 from monai_anon.readers import refuse_inflating
 
@@ -242,7 +243,11 @@ def _add_claims(dataset: Any, settings: DicomSettings) -> None:
         item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
         items.append(item)
     dataset.DeidentificationMethodCodeSequence = Sequence(items)
-    bound = f"{settings.bits:.2f} bits of the original at most" if settings.bits is not None else "no bound on pixels"
+    bound = (
+        f"{round_up(settings.bits, 2):.2f} bits of the original at most"
+        if settings.bits is not None
+        else "no bound on pixels"
+    )
     dataset.DeidentificationMethod = [
         f"monai-anon {__version__}",
         f"policy {settings.policy}: {bound}",

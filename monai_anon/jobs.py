@@ -69,7 +69,7 @@ class Plan:
         folder: that copies go into; None where the only copy was given a name.
         by_number: whether messages give files their numbers, since their paths may hold names.
         keyed: how many copies have names that say nothing.
-        beyond: jobs that are refused because there are too many of their patient.
+        beyond: jobs that are refused by whose they are: too many of their patient, or of nobody who could be found.
     """
 
     jobs: list[Job] = field(default_factory=list)

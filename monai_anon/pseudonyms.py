@@ -20,7 +20,7 @@ from monai_anon.jobs import Job, Plan, Refusal, shown
 from monai_anon.keys import Key
 from monai_anon.manifest import load_manifest
 from monai_anon.originals import quiet_decoders
-from monai_anon.readers import DECODER_ERRORS
+from monai_anon.readers import DECODER_ERRORS, NO_DICOM, ReadError
 
 FOLDERS = "folders"
 TOO_MANY = "more images of a patient than were to be released"
@@ -62,7 +62,8 @@ def patient_finder(source: str | None, key: Key) -> PatientOf:
 def group(
     plan: Plan, patient_of: PatientOf, shared: bool, header: str, most: int | None = None, progress: bool = False
 ) -> None:
-    """Give each job of a plan its patient, and its identity where those are shared; take out what is too much.
+    """Give each job of a plan its patient, and its identity where those are shared; take out what is too much, and what
+    should tell its patient and does not.
 
     Args:
         shared: give all images of a patient one identity. A DICOM file whose header is to tell no groups (`header` is
@@ -78,6 +79,7 @@ def group(
         for job, found in zip(plan.jobs, bar, strict=True):
             if isinstance(found, Refusal):
                 plan.refusals.append(found)
+                plan.beyond.append(job)
                 continue
             count[found] += bool(found)
             if most is not None and count[found] > most:
@@ -113,10 +115,13 @@ def _of_header(job: Job, key: Key) -> str | Refusal:
 
     try:
         return digest_of(read_header(job.source, job.name), key)
-    except (*DECODER_ERRORS, InvalidDicomError) as error:
-        if isinstance(error, OSError) and error.errno is not None:  # may pass, and the file be read when its turn comes
-            return Refusal(job.source, f"its header, which tells the patient, cannot be read ({error.strerror})")
-        return ""  # the file will be refused when it is read
+    except InvalidDicomError:
+        return Refusal(job.source, NO_DICOM)
+    except ReadError as error:
+        return Refusal(job.source, error.reason)
+    except DECODER_ERRORS as error:  # may pass, and the file be read when its turn comes
+        why = error.strerror if isinstance(error, OSError) and error.strerror else type(error).__name__
+        return Refusal(job.source, f"its header, which tells the patient, cannot be read ({why})")
 
 
 def _of_folder(job: Job, key: Key) -> str | Refusal:

@@ -52,6 +52,7 @@ DECODER_ERRORS = (
     struct.error,
     zlib.error,
 )
+NO_DICOM = "is no DICOM file"
 _PICTURE_FORMATS = ("PNG", "JPEG", "TIFF")  # of PICTURE_SUFFIXES; Pillow would try all its decoders on any file
 _MOST_PIXELS = 178_956_970  # where Pillow stops, for files that Pillow does not read
 _MOST_UNPACKED = 6 * _MOST_PIXELS  # bytes: colour of 16 bits
@@ -278,7 +279,7 @@ def _decode_dicom(path: Path) -> np.ndarray:
         refuse_inflating(path)
         dataset = pydicom.dcmread(path)
     except pydicom.errors.InvalidDicomError as error:
-        raise ReadError(path, "is no DICOM file") from error
+        raise ReadError(path, NO_DICOM) from error
     if "PixelData" not in dataset:
         raise ReadError(path, "is a DICOM file without pixels")
     frames = int(dataset.get("NumberOfFrames") or 1)

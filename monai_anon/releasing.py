@@ -26,7 +26,7 @@ from monai_anon.certificate import Model, Pseudonyms, Tally
 from monai_anon.dicom import DicomSettings
 from monai_anon.drawing import Drawing
 from monai_anon.gate import Gate
-from monai_anon.jobs import Naming, Refusal, plan_files, shown
+from monai_anon.jobs import Job, Naming, Plan, Refusal, plan_files, shown
 from monai_anon.keys import chosen_key, write_key
 from monai_anon.pseudonyms import FOLDERS, TOO_MANY, group, images_a_patient, patient_finder
 from monai_anon.release import FileAnonymizer, Outcome
@@ -38,6 +38,7 @@ NO_SITE = (
     "of your training patients and of people held out; --no-gate releases unchecked copies, and the certificate says so"
 )
 
+_RECORD_START = b'{"file": '
 _LONGEST_WAIT = 7 * 24 * 3600.0  # seconds that a process waits for the slowest one; torchrun ends all where one dies
 
 
@@ -105,6 +106,13 @@ class Processes(NamedTuple):
         dist.gather_object(found, everything if self.rank == 0 else None)
         return everything if self.rank == 0 else []
 
+    def agreed(self, decide: Callable[[], Any]) -> Any:
+        """What the first one decides, in all of them."""
+        decided = [decide() if self.rank == 0 else None]
+        if self.size > 1:
+            dist.broadcast_object_list(decided, src=0)
+        return decided[0]
+
 
 class Release:
     """Everything that is settled before the first file is opened.
@@ -127,18 +135,34 @@ class Release:
         self.gate = self._gate()
         dicom = any(job.target.suffix == ".dcm" for job in self.plan.jobs)
         self.statement = self._statement(request.header if dicom else "none")
-        group(
-            self.plan,
-            patient_finder(request.patients, self.key),
-            request.key is not None,
-            request.header,
-            request.most_images,
-            progress=processes.rank == 0,
-        )
         self.patients = _patients_from(request.patients, dicom)
-        self.jobs = list(self.plan.jobs)
-        self.there = stating.stated(request.output, self.statement) if request.go_on else {}
-        self.already = self.plan.leave(set(self.there))
+        # One process looks: a file that another can read, or cannot, just then would shift its share of the files.
+        self.plan, self.jobs, self.there, self.already = processes.agreed(self._grouped)
+
+    def _grouped(self) -> tuple[Plan, list[Job], dict[str, dict[str, float]], int]:
+        """The plan by patients, all its jobs, the statements of what stands there already, and how many those are."""
+        request, plan = self.request, self.plan
+        finder = patient_finder(request.patients, self.key)
+        group(plan, finder, request.key is not None, request.header, request.most_images, progress=True)
+        jobs = list(plan.jobs)
+        there = stating.stated(request.output, self.statement) if request.go_on else {}
+        if request.replacing:
+            self._refuse_uncounted()
+        return plan, jobs, there, plan.leave(set(there))
+
+    def _refuse_uncounted(self) -> None:
+        """No copy may stand beside a certificate that does not count it."""
+        folder, plan = self.plan.folder, self.plan
+        if folder is None:
+            return
+        counted = {str(job.target.relative_to(folder)) for job in [*plan.jobs, *plan.beyond]}
+        left = [name for name in stating.named(folder) - counted if (folder / name).is_file()]
+        if left:
+            raise ValueError(
+                f"{shown(folder)} holds {len(left)} copies of an earlier run that are of none of these files (or have "
+                "names by another key), so no certificate would count them; give all of that run's files and its key, "
+                "choose another OUTPUT, or delete this one"
+            )
 
     def _loaded(self) -> tuple[Any, InferenceSettings]:
         request, device = self.request, self.request.device
@@ -296,11 +320,20 @@ def _refuse_record(record: Path, request: Request) -> None:
     if _inside(record, request.output):
         raise ValueError(f"{shown(record)} lies in OUTPUT, which is handed over; keep it elsewhere")
     kept = [*request.inputs, *([] if request.key is None else [request.key])]
-    if any(_inside(record, path) for path in kept) or (os.path.lexists(record) and not record.is_file()):
-        raise ValueError(f"--site-record {shown(record)} is a folder, the key, or in INPUT; choose a new file")
+    if any(_inside(record, path) for path in kept) or (os.path.lexists(record) and not _is_record(record)):
+        raise ValueError(f"--site-record {shown(record)} is no record of before, or in INPUT; choose a new file")
     if os.path.lexists(record) and not request.replacing:
         raise ValueError(f"{shown(record)} exists already; --overwrite replaces it")
     require_writable(record.parent, "--site-record")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a file is a record, or empty."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        start = file.read(len(_RECORD_START))
+    return start in (b"", _RECORD_START)
 
 
 def _inside(path: Path, folder: Path) -> bool:
@@ -309,7 +342,7 @@ def _inside(path: Path, folder: Path) -> bool:
 
 def _clear(release: Release) -> None:
     """Take away what would be untrue while copies are replaced: the certificate, and of files that are made again (or
-    are too many of a patient) statements and copies of an earlier run, and drafts that a killed run has left.
+    are refused by whose they are) statements and copies of an earlier run, and drafts that a killed run has left.
     """
     folder, stale = release.folder, [*release.plan.jobs, *release.plan.beyond]
     if not release.request.replacing:

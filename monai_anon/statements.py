@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, BinaryIO
 
 from torch import nn
 
+from monai_anon.channel import round_up
 from monai_anon.datasets import file_digest
 from monai_anon.gate import Gate
 from monai_anon.gated_release import OriginalCheck, bits, default_check
@@ -51,23 +51,19 @@ def statement_of(
     }
 
 
-def round_up(value: float) -> float:
-    """A bound in three decimals that is not below it."""
-    return math.ceil(value * 1000 - 1e-9) / 1000
-
-
 def in_words(statement: dict[str, Any]) -> str:
     """The statement for a person."""
     header = _HEADERS[statement["header"]]
     gate = "; NOT checked by the privacy gate" if statement["gate"] is None else "; checked by the privacy gate"
     if statement["bits"] is None:
         return f"policy {statement['policy']}: nothing bounds what a copy says of its original{header}{gate}"
+    at_most = f"{round_up(statement['bits'], 2):.2f} bits"
     noisy = "" if statement["epsilon"] is None else f"; randomised response, epsilon {statement['epsilon']:g}"
     form = "; beside them it has its original's size, depth and mode" if statement["form"] == "original" else ""
     veto = ", or that it is withheld" if 2 ** statement["bits"] > statement["prototypes"] + 0.5 else ""
     return (
-        f"policy {statement['policy']}: on average over originals a copy's pixels say at most {statement['bits']:.2f} "
-        f"bits of the original, which of {statement['prototypes']} prototypes it has{veto}; {statement['patients']} or "
+        f"policy {statement['policy']}: on average over originals a copy's pixels say at most {at_most} of "
+        f"the original, which of {statement['prototypes']} prototypes it has{veto}; {statement['patients']} or "
         f"more training patients share each{noisy}{form}{header}{gate}"
     )
 
@@ -134,6 +130,12 @@ def stated(folder: Path, statement: dict[str, Any]) -> dict[str, dict[str, float
                 )
             found[name] = row.get("training", {})
     return found
+
+
+def named(folder: Path) -> set[str]:
+    """The copies that all files of the folder list."""
+    files = [folder / FILE, *sorted(folder.glob(_RANKS))]
+    return {name for file in files for line in _lines(file) if (name := _name(line)) is not None}
 
 
 def forget(folder: Path, names: Collection[str]) -> None:

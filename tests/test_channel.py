@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from monai_anon.channel import FINEST, LEVELS, Channel, ChannelError, Codebook, Mixture, respond
+from monai_anon.channel import FINEST, LEVELS, Channel, ChannelError, Codebook, Mixture, respond, round_up
 from monai_anon.channel_fitting import fit_channel, fit_codebook, fit_identity, fit_mixture, invariant_axes, merged
 from monai_anon.networks import Latents
 
@@ -72,8 +72,16 @@ def test_an_undivided_finding_has_one_code_and_the_other_the_rest(undivided):
     assert [count == 1 for count in counts] == [kind in undivided for kind in (0, 1)]
 
 
+@pytest.mark.parametrize(("count", "told"), [(3, 1.6), (5, 2.33), (6, 2.59), (8, 3.0), (9, 3.17), (32, 5.0)])
+def test_a_bound_is_never_rounded_down(count, told):
+    decimals = 1 if count == 3 else 2
+    assert round_up(math.log2(count), decimals) == told >= round(math.log2(count), 9)
+
+
 def test_an_undivided_finding_that_there_is_not_is_refused(confounded):
     z, finding = confounded[1:]
+    with pytest.raises(ChannelError, match="patients_a_prototype is 0; it must be 1 or more"):
+        fit_channel(z, torch.arange(len(finding)), finding, fewest=0)
     with pytest.raises(ChannelError, match=r"undivided names the findings \[2\]; there are \[0, 1\]"):
         fit_channel(z, torch.arange(len(finding)), finding, undivided=[0, 2])
 

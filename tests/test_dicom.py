@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import json
@@ -20,7 +21,7 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 from monai_anon.__main__ import app
-from monai_anon.dicom import DicomSettings
+from monai_anon.dicom import DicomSettings, read_header
 from monai_anon.drawing import Drawing
 from monai_anon.jobs import Naming, plan_files
 from monai_anon.keys import Key, KeyFileError, read_key, write_key
@@ -403,7 +404,7 @@ def test_the_command_shows_no_name_makes_a_key_and_goes_on(
     words = (*words, "--batch-size", 2)
     planned = call(*words, "--make-key", "--dry-run")
     assert planned.exit_code == 1 and not out.exists() and not key.exists()
-    assert "0 picture, 0 nifti, 4 dicom; 1 of 4 images would be refused" in planned.stdout
+    assert "0 picture, 0 nifti, 3 dicom; 1 of 4 images would be refused" in planned.stdout
     made = call(*words, "--make-key")
     assert made.exit_code == 1 and "wrote 3 of 4 images" in made.stdout, made.output
     assert "not anonymised: file 4 of 4: is no DICOM file" in made.stderr
@@ -436,3 +437,35 @@ def test_the_command_shows_no_name_makes_a_key_and_goes_on(
     assert call(*words[:8], "--continue").exit_code == 2
     assert call(*words[:8], "--key", out / "key", "--make-key").exit_code == 2 and not (out / "key").exists()
     assert "PLANTQ_4.dcm: is no DICOM" in call(*words, "--continue", "--paths").stderr
+
+
+def test_no_copy_outlives_a_run_whose_certificate_does_not_count_it(
+    archive: Path, bundle: Path, tmp_path: Path, planted: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("1.dcm", "2.dcm"):
+        (archive / name).write_bytes(planted)
+    out, key = tmp_path / "out", tmp_path / "key"
+    words = ("anonymize", archive, out, "--no-gate", "--bundle", bundle, "--policy", "code", "--key", key)
+
+    def released() -> int:
+        copies = {path.name for path in out.glob("*.dcm")}
+        assert copies == {json.loads(line)["image"] for line in (out / "statements.jsonl").read_text().splitlines()}
+        assert json.loads((out / "certificate.json").read_text())["counts"]["released"] == len(copies)
+        return len(copies)
+
+    assert call(*words, "--make-key").exit_code == 0 and released() == 2
+
+    def read(path: Path, name: str) -> object:
+        if path.name == "2.dcm":
+            raise OSError(errno.EIO, "Input/output error")
+        return read_header(path, name)
+
+    monkeypatch.setattr("monai_anon.pseudonyms.read_header", read)
+    assert call(*words, "--overwrite").exit_code == 1 and released() == 1
+    monkeypatch.undo()
+    assert call(*words, "--overwrite").exit_code == 0 and released() == 2
+    (archive / "2.dcm").rename(tmp_path / "2.dcm")
+    for others in (words, words[:-2]):  # one of the two files is given; names by another key
+        refused = call(*others, "--overwrite")
+        assert refused.exit_code == 2 and "so no certificate would count them" in refused.stderr, refused.output
+        assert released() == 2

@@ -428,6 +428,11 @@ def test_distances_to_originals_are_kept_for_the_site_alone(made: Path, tmp_path
         assert result.exit_code == 2 and "lies in OUTPUT" in result.stderr
     again = anonymize(made, tmp_path / "new", "--site-record", record)
     assert again.exit_code == 2 and "exists already" in again.stderr
+    assert anonymize(made, tmp_path / "new", "--site-record", record, "--overwrite").exit_code == 1
+    table = tmp_path / "patients.csv"
+    table.write_text("image,patient\n")
+    other = anonymize(made, tmp_path / "new", "--site-record", table, "--overwrite")
+    assert other.exit_code == 2 and "no record of before" in other.stderr and table.read_text() == "image,patient\n"
 
 
 def test_randomised_responses_cost_epsilon_an_image_and_are_the_same_with_a_key(made: Path, tmp_path: Path) -> None:

@@ -280,6 +280,31 @@ def test_files_that_arrive_while_it_answers_are_all_seen(tmp_path: Path) -> None
     assert ended.stdout.splitlines()[-1:] == ["480 {'final': 120} []"], ended.stdout + ended.stderr
 
 
+UNSEEN = """
+import sys
+from pathlib import Path
+from monai_anon.integrations.label_requests import RequestError
+from monai_anon.integrations.label_server import EXTENSIONS, Studies, quiet_server
+quiet_server()
+folder, source = Path(sys.argv[1]), Path(sys.argv[2])
+store = Studies(str(folder), extensions=EXTENSIONS, auto_reload=False)
+(folder / "mine.png").write_bytes(b"somebody's")
+try:
+    store.add_image("mine", str(source), {})
+except RequestError as error:
+    print(error.status, (folder / "mine.png").read_bytes())
+"""
+
+
+def test_no_upload_replaces_a_file_that_was_not_seen_yet(tmp_path: Path) -> None:
+    folder, source = tmp_path / "studies", tmp_path / "source.png"
+    folder.mkdir()
+    source.write_bytes(b"an upload")
+    words = [PYTHON, "-c", UNSEEN, str(folder), str(source)]
+    ended = subprocess.run(words, env=ENVIRONMENT, capture_output=True, text=True, timeout=300, check=False)
+    assert ended.stdout.splitlines()[-1:] == ['409 b"somebody\'s"'], ended.stdout + ended.stderr
+
+
 def test_labels_are_saved_under_other_tags_only(server: Server, released: list[str], place: Path) -> None:
     content, name = (place / "studies" / f"{released[0]}.png").read_bytes(), released[0]
     assert server.send("PUT", f"/datastore/label?image={name}&tag=final", "label", "x.png", content)[0] == 200

@@ -40,12 +40,14 @@ def archive(tmp_path: Path) -> Path:
 
 
 def test_headers_tell_by_issuer_and_id_or_by_the_study_and_nothing_tells_of_pictures(archive: Path) -> None:
-    jobs = {job.name[0]: job for job in grouped(archive).jobs}
+    plan = grouped(archive)
+    jobs = {job.name[0]: job for job in plan.jobs}
     who = {name: job.patient for name, job in jobs.items()}
-    assert who["a"] == who["b"] and who["d"] == who["e"] and who["g"] == who["h"] == ""
+    assert who["a"] == who["b"] and who["d"] == who["e"] and who["g"] == ""
+    assert [(one.path.name, one.reason) for one in plan.refusals] == [("h.dcm", "is no DICOM file")]
     assert len({who[name] for name in "acdf"}) == 4
     assert all(job.identity == job.patient for job in jobs.values())
-    assert images_a_patient(list(jobs.values())) == {1: 4, 2: 2}
+    assert images_a_patient(list(jobs.values())) == {1: 3, 2: 2}
     other = {job.name[0]: job.patient for job in grouped(archive, key=Key(b"o" * 32)).jobs}
     assert not {*who.values()} & {*other.values()} - {""} and "PLANTQ" not in str(who)
 
@@ -63,15 +65,17 @@ def test_a_file_whose_header_cannot_be_read_just_then_is_nobodys_and_not_release
     monkeypatch.setattr("monai_anon.pseudonyms.read_header", read)
     plan = grouped(archive)
     reasons = {refusal.path.name: refusal.reason for refusal in plan.refusals}
+    assert reasons.pop("h.dcm") == "is no DICOM file"
     assert reasons == {"b.dcm": "its header, which tells the patient, cannot be read (Input/output error)"}
+    assert {job.name for job in plan.beyond} == {"b.dcm", "h.dcm"}  # what an earlier run made of them is taken away
     assert "b" not in {job.name[0] for job in plan.jobs}
 
 
 def test_a_header_that_is_to_tell_no_groups_gets_no_shared_identity_but_is_counted(archive: Path) -> None:
     plan = grouped(archive, header="none", most=1)
     assert {job.identity for job in plan.jobs} == {""}
-    assert [refusal.path.name for refusal in plan.refusals] == ["b.dcm", "e.dcm"]
-    assert {refusal.withheld for refusal in plan.refusals} == {(TOO_MANY,)} and len(plan.beyond) == 2
+    withheld = {refusal.path.name: refusal.withheld for refusal in plan.refusals}
+    assert withheld == {"b.dcm": (TOO_MANY,), "e.dcm": (TOO_MANY,), "h.dcm": ()} and len(plan.beyond) == 3
 
 
 @pytest.mark.parametrize("form", ["manifest", "folder", "table"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
-from monai_anon.channel import LEVELS
+from monai_anon.channel import round_up
 from monai_anon.evaluation.contents.channel import with_policy
 from monai_anon.evaluation.figures import DPI, Picture, save_png, write_pictures_json
 from monai_anon.evaluation.judge_networks import severities, side_codes, sides_of
@@ -110,11 +110,13 @@ def sheet_rows(networks: LatentSwapAnonymizer, original: Tensor, seed: int = 0) 
         Row("anonymised, policy latents: all but the identity passes", released("latents")),
     ]
     if channel.fitted():
-        prototypes = LEVELS[channel.level]
         bits = channel.codebook.statement(channel.level).bits
         rows += [
             Row("anonymised, policy residual: the medical latent passes", released("residual")),
-            Row(f"anonymised, policy code of {prototypes}: {bits:.1f} bits pass, no more", released("code")),
+            Row(
+                f"anonymised, policy code of {round(2**bits)}: {round_up(bits, 1):.1f} bits pass, no more",
+                released("code"),
+            ),
         ]
     borrowed = z._replace(medical=z.medical.roll(-shift, 0))
     away = f"{shift} column{'s' if shift > 1 else ''} to the right"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 import monai_anon
 from monai_anon.anonymizers import LatentSwapAnonymizer
-from monai_anon.channel import Statement
+from monai_anon.channel import Statement, round_up
 from monai_anon.explaining.cases import Archive, release_cases, require, retrieve
 from monai_anon.explaining.counterfactuals import (
     Draws,
@@ -202,9 +202,10 @@ def in_words(said: Passes, whom: str = "original") -> list[str]:
         first = f"Policy {said.policy}: nothing bounds what an image says of its original."
     else:
         first = (
-            f"Policy {said.policy}: on average over originals this says at most {said.bits:.2f} bits of each {whom}: "
-            f"which prototype its finding is nearest to, of which each is shared by {said.patients} or more training "
-            "patients" + (", or that its image was withheld." if said.check == OriginalCheck.VETO.value else ".")
+            f"Policy {said.policy}: on average over originals this says at most {round_up(said.bits, 2):.2f} bits of "
+            f"each {whom}: which prototype its finding is nearest to, of which each is shared by {said.patients} or "
+            "more training patients"
+            + (", or that its image was withheld." if said.check == OriginalCheck.VETO.value else ".")
         )
         if said.epsilon is not None:
             first += f" The prototype is a randomised response, epsilon {said.epsilon:g}: it may be another one."
@@ -237,7 +238,7 @@ def _listed(probabilities: Tensor) -> list[float]:
 
 
 def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 3)
+    return None if value is None else round_up(value)
 
 
 def _chance(seed: int) -> np.random.Generator:

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
 from monai_anon.bundles import InferenceSettings
+from monai_anon.channel import round_up
 from monai_anon.copies import WithheldError, copy_bytes
 from monai_anon.dicom import DicomSettings
 from monai_anon.explaining.cases import (
@@ -232,7 +233,7 @@ class Tasks:
 
     def _told(self) -> dict[str, Any]:
         said = self.passes
-        return {"released": True, "gate": said.gate, "policy": said.policy, "bits": said.bits and round(said.bits, 3)}
+        return {"released": True, "gate": said.gate, "policy": said.policy, "bits": said.bits and round_up(said.bits)}
 
     def _anonymize(self, original: Original, params: Mapping[str, Any]) -> Answer:
         image = to_model_range(original.pixels)[None]

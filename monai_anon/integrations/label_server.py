@@ -98,6 +98,7 @@ class Studies(LocalDatastore):
         return str(found)
 
     def add_image(self, image_id: str, image_filename: str, image_info: dict[str, Any]) -> str:
+        self.refresh()  # what lies there and was not seen yet is there, too
         requests.new_id(image_id, self.list_images())
         return str(super().add_image(image_id, image_filename, image_info))
 

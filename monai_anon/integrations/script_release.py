@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from monai_anon.anonymizers import LatentSwapAnonymizer
+from monai_anon.channel import round_up
 from monai_anon.copies import WithheldError, copy_bytes
 from monai_anon.dicom import HEADERS, DicomSettings
 from monai_anon.drawing import Drawing
@@ -32,7 +33,7 @@ from monai_anon.originals import Original, read_original
 from monai_anon.pseudonyms import digest_of
 from monai_anon.readers import ReadError, to_model_range, to_uint8
 from monai_anon.site import JUDGES as SITE_JUDGES
-from monai_anon.statements import append_statements, round_up
+from monai_anon.statements import append_statements
 from monai_anon.whole_files import write_bytes
 
 logger = logging.getLogger("monai_anon")

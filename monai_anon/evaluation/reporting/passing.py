@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from monai_anon.channel import round_up
 from monai_anon.evaluation.aggregation import matching
 from monai_anon.evaluation.tables import Row
 
@@ -31,8 +32,9 @@ def _sentence(rows: Sequence[Row]) -> str:
     shared = f", each shared by {patients:g} or more training patients" if patients else ""
     epsilon = max(_values(matching(rows, "channel_epsilon")), default=None)
     return (
-        f"{method}: on average a release's pixels say at most {bits:.2f} bits of its original, whoever looks: which of "
-        f"{round(2**bits)} prototypes it has{shared}. Identity and residual are drawn.{_noisy(bits, epsilon)}"
+        f"{method}: on average a release's pixels say at most {round_up(bits, 2):.2f} bits of its original, whoever "
+        f"looks: which of {round(2**bits)} prototypes it has{shared}. Identity and residual are drawn."
+        f"{_noisy(bits, epsilon)}"
     )
 
 
