@@ -321,7 +321,9 @@ def _refuse_record(record: Path, request: Request) -> None:
         raise ValueError(f"{shown(record)} lies in OUTPUT, which is handed over; keep it elsewhere")
     kept = [*request.inputs, *([] if request.key is None else [request.key])]
     if any(_inside(record, path) for path in kept) or (os.path.lexists(record) and not _is_record(record)):
-        raise ValueError(f"--site-record {shown(record)} is no record of before, or in INPUT; choose a new file")
+        raise ValueError(
+            f"--site-record {shown(record)} is a folder, the key, no record of before, or in INPUT; choose a new file"
+        )
     if os.path.lexists(record) and not request.replacing:
         raise ValueError(f"{shown(record)} exists already; --overwrite replaces it")
     require_writable(record.parent, "--site-record")
